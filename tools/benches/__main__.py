@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -26,8 +27,8 @@ SECTIONS = (
     "vhost-user",
     "net",
 )
-APART = ("growth",)  # not of interest to whoever looks how fast it is
-GUEST = ("vm",)  # inside the lab VM only
+APART = ("growth", "kept")  # not of interest to whoever looks how fast it is
+GUEST = ("vm", "vm:disk", "vm:balloon", "vm:memory", "vm:keyboard")  # inside the lab VM only; vm is all of them
 
 
 def main() -> int:
@@ -69,6 +70,8 @@ def main() -> int:
 
 
 def _run(name: str) -> Callable[[int, bool], Section]:
+    if name in GUEST:
+        return partial(import_module("benches.vm").run, parts=name.split(":")[1:])
     run: Callable[[int, bool], Section] = import_module(f"benches.{name.replace('-', '_')}").run
     return run
 
@@ -83,7 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", action="store_true", help="no figures: where the time goes, path by path")
     parser.add_argument("--runs", type=int, default=7, metavar="N", help="runs of each (7); the median counts")
     parser.add_argument(
-        "--only", nargs="+", choices=SECTIONS + APART + GUEST, metavar="NAME", help=", ".join(SECTIONS + APART)
+        "--only",
+        nargs="+",
+        choices=SECTIONS + APART + GUEST,
+        metavar="NAME",
+        help=", ".join(SECTIONS + APART + GUEST),
     )
     parser.add_argument(
         "--against",
@@ -97,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="go before what else a busy machine does, QEMU and the daemons too (root, autogroup)",
     )
     parser.add_argument("--vm", action="store_true", help="in the lab VM, beside the kernel's own drivers")
+    parser.add_argument("--boot", metavar="WORDS", help="with --vm: words for the command line of its kernel")
     parser.add_argument("--show", metavar="FILE", help="no run: print one that --json has kept")
     parser.add_argument("--json", metavar="FILE", help="all figures as one JSON document")
     parser.add_argument("--svg", metavar="FILE", help="a plot of the comparisons")

@@ -24,7 +24,7 @@ def run(runs: int, quick: bool) -> Section:
         "discovery", f"Made-up machines with {FEW} and {MANY} virtio-mmio windows, 8 of them in each page."
     )
     with tempfile.TemporaryDirectory(prefix="uvb-") as top:
-        few, many = (_virt(Path(top) / str(count), count) for count in (FEW, MANY))
+        few, many = (virt(Path(top) / str(count), count) for count in (FEW, MANY))
         for name, work in (
             ("list", lambda roots: api.list(roots=roots)),
             ("doctor", lambda roots: doctor.checks(roots, qemu_version=lambda _: "")),
@@ -49,7 +49,7 @@ def _compare(
     )
 
 
-def _virt(top: Path, count: int) -> Roots:
+def virt(top: Path, count: int) -> Roots:
     """A machine whose kernel drives an rng in each of so many windows."""
     roots = Roots.under(top)
     tree, platform = roots.sys / "firmware/devicetree/base", roots.sys / "bus/platform/devices"

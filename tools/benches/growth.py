@@ -20,6 +20,8 @@ from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from benches import growing_drivers as drivers
+from benches import growing_machines as machines
 from benches.measure import Section
 from benches.rings import ADDRESS, LENGTH, Engine, Fixed, Loop
 
@@ -160,6 +162,8 @@ _KINDS: tuple[tuple[str, type[Loop], bool], ...] = (
     ("packed, chains by themselves", _FullPackedEngine, False),
 )
 
+_LISTS = (0.35, "a run put into a list moves the 8 bytes of each later one: seen beyond 100,000 runs alone")
+
 CURVES: tuple[Curve, ...] = (
     *(
         Curve(f"ring of n entries: {name}", "descriptor", SIZES, _ring(kind, shuffled=shuffled))
@@ -169,6 +173,38 @@ CURVES: tuple[Curve, ...] = (
         Curve(f"n queues: {name}", "descriptor", QUEUES, _queues(kind))
         for name, kind, shuffled in _KINDS
         if not shuffled
+    ),
+    *(
+        Curve(f"list of n devices: {name}", "device", machines.SIZES, machines.listed(make))
+        for name, make in machines.KINDS
+    ),
+    Curve(
+        "memory device of n bytes, opened: eight runs of blocks",
+        "opening",
+        drivers.REGIONS,
+        drivers.opened(drivers.few, each=False),
+        NLOGN,
+        "one request for each 65,535 blocks, and two for each halving down to the ends of a run: log n",
+    ),
+    Curve(
+        "runs of a memory device of n bytes, opened: one block in 256",
+        "run",
+        drivers.REGIONS,
+        drivers.opened(drivers.many, each=True),
+    ),
+    *(
+        Curve(f"books of n runs of blocks: {name}", "step", drivers.BOOKS, cost, *_LISTS)
+        for name, cost in (
+            ("unplug and plug", drivers.booked(drivers.replug)),
+            ("claim and release", drivers.booked(drivers.claim)),
+            ("compare a run with what was found", drivers.compared),
+        )
+    ),
+    Curve("balloon of n bytes: inflate", "page", drivers.BALLOONS, drivers.inflated()),
+    Curve("balloon of n bytes: deflate", "page", drivers.BALLOONS, drivers.inflated(down=True)),
+    *(
+        Curve(f"n devices in one process: {name}", "device", drivers.DEVICES, drivers.together(opening=opening))
+        for name, opening in (("open one more, and close it", True), ("read from each", False))
     ),
 )
 
@@ -209,6 +245,9 @@ def run(runs: int, quick: bool) -> Section:
         sizes = list(curve.sizes[:: 4 if quick else 1])
         costs = [min(curve.cost(size, quick) for _ in range(runs)) for size in sizes]
         section.curve(curve.name, curve.unit, sizes, costs, curve.most, curve.why)
+    each = [drivers.bytes_a_page(size) for size in drivers.BALLOONS[: 1 if quick else 4]]
+    section.add("balloon: bytes of Python objects a page, 64 MiB to 4 GiB", each, "B")
+    section.compare("balloon: bytes a page / 10", [max(each)], [10.0], 1.0, at_least=False)
     for name, kind, shuffled in _KINDS:
         more = kept(kind, shuffled=shuffled, completions=COMPLETIONS // 20 if quick else COMPLETIONS)
         section.add(f"{name}: kept after {COMPLETIONS:,} completions", [more], "B")

@@ -37,9 +37,12 @@ KINDS = {
 THINK = 5
 """Microseconds that the peer computes between an answer and its next request, in one of its rows."""
 
+WARM_UP = 2000
+"""Reads of the peer before it begins to count."""
+
 _DRAWN = 1 << 16
 _START = 10.0
-_LAID = 16
+_LAID = 64
 """Slots of a burst that reads with fewer requests in flight."""
 _TURNS = 64
 """Single reads between two looks at the clock."""
@@ -99,6 +102,12 @@ def _apart(pid: int) -> Iterator[None]:
 def _opened(disk: Disk, depth: int, poll_us: float = 0) -> Iterator[Blk]:
     with uvirtio.open(f"vhost-user:blk:{disk.socket}", poll_us=poll_us) as device, Blk(device, depth=depth) as blk:
         yield blk
+
+
+def _cpu_of(pid: int) -> float:
+    """Seconds that the threads of a process have run, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _drawn() -> list[int]:
@@ -286,14 +295,22 @@ def _one_kind(section: Section, kind: str, disk: Disk, reads: Path | None, runs:
     works = {**theirs, **ours}
     order = sorted(works, key=lambda name: int(name.split()[0]))  # those of one depth beside each other
     found: dict[str, list[float]] = {name: [] for name in works}
+    busy: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name in order:
-            found[name].append(works[name]())
+            before = _cpu_of(disk.pid)
+            rate = works[name]()
+            found[name].append(rate)
+            busy[name].append((_cpu_of(disk.pid) - before) / (rate * disk.seconds + WARM_UP * (name in theirs)))
     section.add(f"{kind}: load of the machine", [os.getloadavg()[0]], "")
     for name in works:
         section.add(f"{kind}, {name}", found[name], "reads/s")
+        section.add(f"{kind}, {name}: the daemon's CPU for each", busy[name], "s")
     if reads is None:
         return
+    for name in ("32 out: Blk.burst", "32 out: libblkio, poll"):
+        most = [1 / one for one in busy[name]]
+        section.compare(f"{kind}, {name} / what the daemon's CPU allows", found[name], most, None)
     for one, other, target in (
         ("32 out: Blk.burst", "32 out: libblkio, poll", 1.0),
         ("32 out: Blk.burst", "32 out: libblkio, block", 1.8),
@@ -301,6 +318,7 @@ def _one_kind(section: Section, kind: str, disk: Disk, reads: Path | None, runs:
         ("32 out: futures", "32 out: libblkio, poll", None),
         ("1 out: Blk.read", "1 out: libblkio, block", 2.0),
         ("1 out: Blk.read, poll_us=200", "1 out: libblkio, block", None),
+        (f"1 out: libblkio, poll, {THINK} us of work between", "1 out: libblkio, block", None),
         ("1 out: Burst.read", "1 out: libblkio, poll", 0.5),
         ("1 out: Blk.burst", "1 out: libblkio, poll", None),
         ("1 out: Blk.burst", f"1 out: libblkio, poll, {THINK} us of work between", None),

@@ -34,7 +34,7 @@ _DEVICES = [
 def main(arguments: list[str]) -> int:
     """Run the benches where no device of this machine can be reached, as tests/qemu is run; the exit code.
 
-    With ``--vm`` first: in the lab VM, beside the kernel's own drivers.
+    With ``--vm``: in the lab VM, beside the kernel's own drivers.
     """
     setup.packages(setup.FOR_VM if "--vm" in arguments else setup.FOR_BENCH)
     venv = setup.venv()
@@ -87,14 +87,20 @@ def _peers() -> None:
 def _in_vm(venv: Path, arguments: list[str]) -> int:
     """In a fresh VM; files that are asked for are copied out of it."""
     words, files = [], {}
+    boot = ""
     for word, before in zip(arguments, ["", *arguments], strict=False):
+        if before == "--boot":
+            boot = word
+        if "--boot" in (word, before):
+            continue
         if before in ("--json", "--svg"):
             files[f"bench{before.removeprefix('-')}"] = Path(word).absolute()
             word = f"/run/lab/out/bench{before.removeprefix('-')}"
         words.append(word)
     config = Config(
         kernel=kernels.get("6.12"),
-        command=[str(venv / "bin/python"), str(BENCHES), "--only", "vm", *words],
+        command=[str(venv / "bin/python"), str(BENCHES), *([] if "--only" in words else ["--only", "vm"]), *words],
+        append=boot,
         memory="1G,maxmem=4G,slots=4",
         devices=_DEVICES,
         before="modprobe vfio-pci\nmodprobe vfio_iommu_type1\nmodprobe virtio_mem\nmodprobe evdev\n"
@@ -103,7 +109,7 @@ def _in_vm(venv: Path, arguments: list[str]) -> int:
         venv=venv,
     )
     with process.signals_raise(), Vm(config) as vm:
-        code = vm.wait()
+        code = vm.wait(tick=(lambda: _raise(vm.pid)) if "--raised" in words else None)
         for name, path in files.items():
             if (vm.out / name).exists():
                 shutil.copy(vm.out / name, path)

@@ -130,6 +130,12 @@ class Vm:
             self.config.qmp.unlink(missing_ok=True)
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    @property
+    def pid(self) -> int:
+        """The process of QEMU, which has a session of its own."""
+        assert self._child is not None
+        return self._child.pid
+
     # --- what comes out ---------------------------------------------------------------------------------
 
     def wait(self, *, tick: Callable[[], None] | None = None) -> int:

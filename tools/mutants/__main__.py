@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,14 +22,6 @@ from mutants import books, guards, runner  # noqa: E402
 from mutants.guards import PARTS, ROOT, Mutant  # noqa: E402
 from mutants.runner import NOTICED, Verdict  # noqa: E402
 
-TESTS = {
-    "virtqueue": ("virtqueue",),
-    "transports": ("transports",),
-    "drivers": ("drivers",),
-    "binding": ("binding",),
-    "host": ("host", "binding"),
-}
-"""The folders of tests/unit that are to notice a mutant, by its part."""
 _WORKERS = 2
 _WANTED = 0.95
 
@@ -53,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     seed = f"default: {books.SEED}, whose verdicts are kept in {books.RECORD.relative_to(ROOT)}"
     top.add_argument("--seed", type=int, default=books.SEED, metavar="N", help=seed)
-    top.add_argument("--count", type=int, default=150, metavar="N", help="guards in all (default: 150)")
+    top.add_argument("--count", type=int, default=books.COUNT, metavar="N", help="guards in all (default: 150)")
     top.add_argument("--part", action="append", choices=PARTS, help="only this package; may be given again")
     top.add_argument("--list", action="store_true", help="say what would be changed, and run nothing")
     top.add_argument("--told", action="store_true", help="say what the kept verdicts come to, and run nothing")
@@ -69,35 +62,48 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.worker:
         return work(Path(options.worker))
-    drawn = guards.drawn(options.seed, options.count, options.part or PARTS)
+    if options.keep and options.seed != books.SEED:
+        parser().error(f"the verdicts that are kept are on seed {books.SEED}")
+    parts = options.part or PARTS
+    drawn = guards.drawn(options.seed, options.count, parts)
     if options.list:
         print(*drawn, sep="\n")
         return 0
     begin = time.monotonic()
+    beside = [one for one in books.once() if one.part in parts and one not in drawn]
     kept = books.kept()
     verdicts: list[Verdict] = []
     if options.told or options.rest:
-        had = [kept[books.key(one)].of(one) for one in drawn if books.key(one) in kept]
+        had = [kept[books.key(one)].of(one) for one in (*drawn, *beside) if books.key(one) in kept]
         verdicts += [one for one in had if options.told or one.end in NOTICED]
     if not options.told:
         done = {verdict.mutant for verdict in verdicts}
-        by = {one: kept[books.key(one)].by for one in drawn if books.key(one) in kept}
-        for verdict in judged([one for one in drawn if one not in done], by):
+        left = [one for one in (*drawn, *beside) if one not in done]
+        for verdict in judged(left, {one: kept[books.key(one)].by for one in left if books.key(one) in kept}):
             print(f"{verdict.end:9} {verdict.cpu:5.1f} s  {verdict.mutant}", flush=True)
             verdicts.append(verdict)
             if options.keep:
-                books.keep([verdict], drawn)
-    share = told(options.seed, drawn, verdicts)
+                books.keep([verdict])
+    good = told(f"seed {options.seed}", drawn, verdicts, options.wanted)
+    if beside:
+        good &= told("survived once", beside, verdicts, 1.0)
     print(f"{time.monotonic() - begin:.0f} s")
-    return 0 if share >= options.wanted and len(verdicts) == len(drawn) else 1
+    return 0 if good else 1
 
 
-def told(seed: int, drawn: Sequence[Mutant], verdicts: Iterable[Verdict]) -> float:
-    """Say what verdicts come to; the share of mutants that are noticed, of those that can be."""
-    known = books.equivalents()
-    verdicts = [verdict for verdict in verdicts if verdict.end != runner.SLOW]
-    left = [verdict for verdict in verdicts if books.key(verdict.mutant) not in known]
-    same = [verdict for verdict in verdicts if books.key(verdict.mutant) in known]
+def told(name: str, mutants: Sequence[Mutant], verdicts: Iterable[Verdict], wanted: float) -> bool:
+    """Say what verdicts come to; whether all are there, and tests notice enough of what they can notice.
+
+    Args:
+        name: Of these mutants.
+        mutants: All of them.
+        verdicts: On these, and perhaps on others.
+        wanted: The share that is enough.
+    """
+    known, these = books.equivalents(), set(mutants)
+    judged = [verdict for verdict in verdicts if verdict.mutant in these and verdict.end != runner.SLOW]
+    left = [verdict for verdict in judged if books.key(verdict.mutant) not in known]
+    same = [verdict for verdict in judged if books.key(verdict.mutant) in known]
     survivors = [verdict for verdict in left if verdict.end not in NOTICED]
     for verdict in survivors:
         print(f"{verdict.end.upper()} {verdict.mutant}")
@@ -106,16 +112,17 @@ def told(seed: int, drawn: Sequence[Mutant], verdicts: Iterable[Verdict]) -> flo
         print(f"equivalent {verdict.mutant}: {known[books.key(verdict.mutant)]}{note}")
     share = 1 - len(survivors) / len(left) if left else 1.0
     print(
-        f"seed {seed}: {len(drawn)} drawn, {len(left) - len(survivors)} of {len(left)} noticed ({share:.1%}), "
-        f"{len(survivors)} survive, {len(same)} equivalent"
+        f"{name}: {len(mutants)} mutants, {len(left) - len(survivors)} of {len(left)} noticed ({share:.1%}), "
+        f"{len(survivors)} survive, {len(same)} equivalent, {len(mutants) - len(judged)} not judged"
     )
-    if len(verdicts) < len(drawn):
-        print(f"{len(drawn) - len(verdicts)} were not judged")
-    return share
+    return share >= wanted and len(judged) == len(mutants)
 
 
 def judged(drawn: Sequence[Mutant], by: Mapping[Mutant, str]) -> Iterator[Verdict]:
-    """All verdicts, as they come: first what a test is known to notice, by that test alone, then the rest.
+    """All verdicts, as they come.
+
+    First what a test is known to notice, by that test alone. Then the rest, by the tests of its part. Last what
+    those do not notice, by other files of tests that name it.
 
     Args:
         drawn: Which mutants.
@@ -130,9 +137,29 @@ def judged(drawn: Sequence[Mutant], by: Mapping[Mutant, str]) -> Iterator[Verdic
             yield verdict
     rest = [one for one in drawn if one not in done]
     parts = sorted(([one for one in rest if one.part == part] for part in PARTS), key=len, reverse=True)
-    yield from _worked(
-        [Task(part, [f"tests/unit/{name}" for name in TESTS[part[0].part]], None) for part in parts if part]
-    )
+    late: dict[Mutant, Verdict] = {}
+    for verdict in _worked([Task(part, [f"tests/unit/{part[0].part}"], None) for part in parts if part]):
+        if verdict.end in NOTICED or books.key(verdict.mutant) in books.equivalents():
+            yield verdict
+        else:
+            late[verdict.mutant] = verdict
+    others = {one: _elsewhere(one) for one in late}
+    some = [one for one in late if others[one]]
+    if some:
+        files = sorted({file for one in some for file in others[one]})
+        late |= {verdict.mutant: verdict for verdict in _worked([Task(some, files, None)])}
+    yield from late.values()
+
+
+def _elsewhere(mutant: Mutant) -> list[str]:
+    """The files of unit tests, beside those of its part, that name a mutant's function or class, and its part."""
+    word = re.compile(rf"\b{mutant.function.partition('.')[0]}\b")
+    texts = {path: path.read_text("utf-8") for path in (ROOT / "tests/unit").rglob("test_*.py")}
+    return [
+        str(path.relative_to(ROOT))
+        for path, text in texts.items()
+        if word.search(text) and f"uvirtio.{mutant.part}" in text and path.parent.name != mutant.part
+    ]
 
 
 def _worked(tasks: Sequence[Task]) -> Iterator[Verdict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -120,13 +121,21 @@ def files(parts: Iterable[str] = PARTS) -> list[str]:
 def of_file(file: str) -> list[list[Mutant]]:
     """All mutants of a module, those of a guard together."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return [_mutants(file, number, name, guard) for number, (name, guard) in enumerate(_guards(tree))]
+
+
+def _mutants(file: str, number: int, name: str, guard: ast.If) -> list[Mutant]:
+    before = ast.unparse(guard.test)
     return [
-        [
-            Mutant(file, guard.lineno, name, number, change, ast.unparse(guard.test), ast.unparse(made))
-            for change, made in enumerate(_changes(guard.test))
-        ]
-        for number, (name, guard) in enumerate(_guards(tree))
+        Mutant(file, guard.lineno, name, number, change, before, ast.unparse(made))
+        for change, made in enumerate(_changes(guard.test))
     ]
+
+
+@functools.cache
+def _names(text: str) -> tuple[tuple[str, str], ...]:
+    """Function and condition of each guard of a module's text."""
+    return tuple((name, ast.unparse(guard.test)) for name, guard in _guards(ast.parse(text)))
 
 
 def drawn(seed: int, count: int, parts: Iterable[str] = PARTS) -> list[Mutant]:
@@ -143,13 +152,14 @@ def drawn(seed: int, count: int, parts: Iterable[str] = PARTS) -> list[Mutant]:
     ranked = []
     for file in files(parts):
         seen: Counter[tuple[str, str]] = Counter()
-        for guard in of_file(file):
-            name = guard[0].function, guard[0].before
+        for number, name in enumerate(_names((ROOT / file).read_text(encoding="utf-8"))):
             seen[name] += 1
-            text = "\0".join((str(seed), file, *name, str(seen[name])))
-            ranked.append((hashlib.sha256(text.encode()).digest(), guard))
-    ranked.sort(key=lambda one: one[0])
-    return [guard[int.from_bytes(rank[-8:], "big") % len(guard)] for rank, guard in ranked[:count]]
+            words = "\0".join((str(seed), file, *name, str(seen[name])))
+            ranked.append((hashlib.sha256(words.encode()).digest(), file, number))
+    ranked.sort()
+    trees = {file: list(_guards(ast.parse((ROOT / file).read_text("utf-8")))) for _, file, _ in ranked[:count]}
+    chosen = [(rank, _mutants(file, number, *trees[file][number])) for rank, file, number in ranked[:count]]
+    return [guard[int.from_bytes(rank[-8:], "big") % len(guard)] for rank, guard in chosen]
 
 
 def code(mutant: Mutant) -> CodeType:

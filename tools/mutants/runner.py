@@ -95,6 +95,9 @@ class Judge:
 
     def pytest_runtestloop(self, session: Any) -> bool:
         """Judge, after the collection."""
+        if session.testsfailed:
+            self.broken = "not all tests can be collected"
+            return True
         if self._known is not None:
             places = {item.nodeid: place for place, item in enumerate(session.items)}
             for mutant in self._mutants:
@@ -106,9 +109,10 @@ class Judge:
             self.broken = reach or "the tests did not end without a mutant"
             return True
         for mutant in self._mutants:
-            chosen = [
-                place for place in sorted(reach.took, key=reach.took.__getitem__) if reach.tells(place, mutant)
-            ]
+            quickest = sorted(reach.took, key=reach.took.__getitem__)
+            chosen = [place for place in quickest if reach.tells(place, mutant)]
+            if not chosen:  # a deleted guard may be true in a child of the test's, which is not seen here
+                chosen = [place for place in quickest if reach.comes(place, mutant)]
             self._judge(session, mutant, chosen, reach.took)
         return True
 
@@ -150,10 +154,13 @@ class _Reach(NamedTuple):
 
     def tells(self, place: int, mutant: Mutant) -> bool:
         """Whether a test could notice a mutant: a deleted guard matters only where the condition was true."""
-        found = self.found[place]
-        return (mutant.file, mutant.number, True) in found or (
-            mutant.after != "False" and (mutant.file, mutant.number, False) in found
-        )
+        if mutant.after != "False":
+            return self.comes(place, mutant)
+        return (mutant.file, mutant.number, True) in self.found[place]
+
+    def comes(self, place: int, mutant: Mutant) -> bool:
+        """Whether a test comes to a guard."""
+        return any((mutant.file, mutant.number, was) in self.found[place] for was in (True, False))
 
 
 def _forked(do: Callable[[mmap.mmap], Any], seconds: float) -> Any:

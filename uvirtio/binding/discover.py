@@ -41,6 +41,8 @@ __all__ = [
     "scan",
     "standing_on",
     "unlisted",
+    "vdpa_above",
+    "vdpa_devices",
 ]
 
 Interface = Literal["modern", "transitional", "legacy", "mmio", "vdpa", "none"]
@@ -146,7 +148,7 @@ def scan(roots: Roots) -> list[DiscoveredDevice]:
     """Every virtio device of this machine, sorted by address. Odd contents of sysfs are no exception."""
     found = list(pci_functions(roots, virtio=True))
     found.extend(platform_devices(roots))
-    found.extend(_vdpa_devices(roots))
+    found.extend(vdpa_devices(roots))
     return sorted(found, key=lambda device: device.address)
 
 
@@ -160,7 +162,7 @@ def on_bus(bus: str, name: str, roots: Roots) -> DiscoveredDevice | None:
     """The virtio device with this name on a bus (``pci``, ``platform``, ``vdpa``); None: there is none."""
     if bus == "pci":
         return _pci_function(name, roots, virtio=True) if addresses.is_pci(name) else None
-    walk = {"platform": lambda: platform_devices(roots, name), "vdpa": lambda: _vdpa_devices(roots)}.get(bus)
+    walk = {"platform": lambda: platform_devices(roots, name), "vdpa": lambda: vdpa_devices(roots)}.get(bus)
     return None if walk is None else next((device for device in walk() if device.name == name), None)
 
 
@@ -283,7 +285,8 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> D
 # --- vdpa --------------------------------------------------------------------------------------------------
 
 
-def _vdpa_devices(roots: Roots, names: Iterable[str] | None = None) -> Iterator[DiscoveredDevice]:
+def vdpa_devices(roots: Roots, names: Iterable[str] | None = None) -> Iterator[DiscoveredDevice]:
+    """Every vDPA device, or those of these names."""
     told: dict[str, VdpaDevice] | None = None
     for name in sysfs.device_names("vdpa", roots) if names is None else names:
         path = sysfs.device("vdpa", name, roots)
@@ -334,13 +337,18 @@ def _id_of_function(path: Path) -> int | None:
 
 def standing_on(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
     """The vDPA devices that stand on a PCI function or its sub-functions: they go when its driver goes."""
-    names = sysfs.device_names("vdpa", roots) if found.bus == "pci" else []
-    if not names:
+    if found.bus != "pci" or not (above := vdpa_above(roots)):
         return []
-    here = sysfs.real(found.path)
-    return [
-        *_vdpa_devices(roots, [name for name in names if here in sysfs.above(sysfs.device("vdpa", name, roots))])
-    ]
+    return [*vdpa_devices(roots, above.get(sysfs.real(found.path), ()))]
+
+
+def vdpa_above(roots: Roots) -> dict[Path, list[str]]:
+    """The names of the vDPA devices that stand on a device, by its directory with all links resolved."""
+    found: dict[Path, list[str]] = {}
+    for name in sysfs.device_names("vdpa", roots):
+        for place in sysfs.above(sysfs.device("vdpa", name, roots)):
+            found.setdefault(place, []).append(name)
+    return found
 
 
 # --- common ------------------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ anything is changed a new one is made. The members ``*_complete`` are False wher
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from uvirtio.binding import journal, ssh, standing
-from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.binding.discover import DiscoveredDevice, vdpa_above, vdpa_devices
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.binding.mates import Mates
 from uvirtio.host import proc, process, sysfs
@@ -22,6 +24,8 @@ from uvirtio.host.routes import routes
 
 _SLEEPERS = frozenset({"systemd-sleep", "systemd-shutdow", "pm-suspend", "pm-hibernate", "s2ram", "s2disk"})
 """Programs that suspend a machine or shut it down, as /proc/PID/comm names them: 15 characters."""
+
+_NETWORK_ROOT = re.compile(r"nfs\d?|cifs|smb3|ceph|glusterfs|fuse\.sshfs")
 
 
 class Node(NamedTuple):
@@ -42,6 +46,8 @@ class Facts:
         self.roots = roots
         self.unreadable: list[Path] = []
         """The directories that could not be listed so far: what is in them is not known, which is not nothing."""
+        self._members: dict[Path, frozenset[str] | None] = {}
+        self._block_names: dict[str, str | None] = {}
 
     # --- directories ---
 
@@ -51,6 +57,16 @@ class Facts:
         if found is None:
             self.unreadable.append(directory)
         return found or []
+
+    def members(self, directory: Path) -> frozenset[str]:
+        """As ``names``, of a directory that is about many devices: it is listed once."""
+        if directory not in self._members:
+            found = sysfs.listed(directory)
+            self._members[directory] = None if found is None else frozenset(found)
+        members = self._members[directory]
+        if members is None:
+            self.unreadable.append(directory)
+        return members or frozenset()
 
     def below(self, top: Path) -> list[Path]:
         """Every directory at or below ``top``; ``unreadable`` has those that cannot be listed."""
@@ -125,10 +141,76 @@ class Facts:
         """Whether the mounts of every mount name space could be read."""
         return self._mounts[1]
 
-    @property
+    @cached_property
+    def _mounts_at(self) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, list[int]]]:
+        """The places in ``mounts`` of those with a device number, with a block device's name, and of a type."""
+        numbers: dict[str, list[int]] = defaultdict(list)
+        names: dict[str, list[int]] = defaultdict(list)
+        types: dict[str, list[int]] = defaultdict(list)
+        for place, mount in enumerate(self.mounts):
+            numbers[mount.device].append(place)
+            types[mount.fstype].append(place)
+            name = self.block_name(mount.source)
+            if name is not None:
+                names[name].append(place)
+        return numbers, names, types
+
+    def mounts_on(self, numbers: Iterable[str], names: Iterable[str]) -> list[Mount]:
+        """The mounts with one of these device numbers, or whose source is a block device of one of these names."""
+        by_number, by_name, _ = self._mounts_at
+        places = {place for number in numbers for place in by_number.get(number, ())}
+        places.update(place for name in names for place in by_name.get(name, ()))
+        return [self.mounts[place] for place in sorted(places)]
+
+    def mounts_of(self, fstype: str) -> list[Mount]:
+        """The mounts of a type of file system."""
+        return [self.mounts[place] for place in self._mounts_at[2].get(fstype, ())]
+
+    @cached_property
+    def _btrfs(self) -> tuple[dict[str, list[frozenset[str]]], list[Path]]:
+        """The members of each btrfs by the name of each of them; and the directories that cannot be listed."""
+        before, self.unreadable = self.unreadable, []
+        top = self.roots.sys / "fs/btrfs"
+        found: dict[str, list[frozenset[str]]] = defaultdict(list)
+        for uuid in self.names(top):
+            members = frozenset(self.names(top / uuid / "devices"))
+            for name in members:
+                found[name].append(members)
+        hidden, self.unreadable = self.unreadable, before
+        return found, hidden
+
+    def btrfs_mounts(self, names: Iterable[str]) -> list[Mount]:
+        """Mounts of btrfs with one of these disks: its device number is anonymous, and it names one disk."""
+        by_name, hidden = self._btrfs
+        self.unreadable += hidden
+        others = {other for name in names for members in by_name.get(name, ()) for other in members}
+        return [mount for mount in self.mounts_on((), others) if mount.fstype == "btrfs"]
+
+    @cached_property
+    def _loops(self) -> dict[str, list[tuple[str, str]]]:
+        """The loop devices, each with its backing file, by the name of the block device that this is."""
+        found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        home = self.roots.sys / "class/block"
+        for name in sorted(self.members(home)):
+            backing = sysfs.read(home / name / "loop/backing_file", 4096) if name.startswith("loop") else None
+            if backing and (under := self.block_name(backing)) is not None:
+                found[under].append((name, backing))
+        return found
+
+    def loops_on(self, names: Iterable[str]) -> list[tuple[str, str]]:
+        """The loop devices that stand on block devices of these names, each with its backing file."""
+        self.members(self.roots.sys / "class/block")  # so that it is known whether it can be read
+        return sorted(loop for name in names for loop in self._loops.get(name, ()))
+
+    @cached_property
     def layered_root(self) -> bool:
         """Whether / is made of layers (overlay) whose own mounts need not be visible in any name space."""
         return any(mount.point == "/" and mount.fstype in ("overlay", "aufs") for mount in self.mounts)
+
+    @cached_property
+    def root_by_network(self) -> bool:
+        """Whether / comes over a network."""
+        return any(mount.point == "/" and _NETWORK_ROOT.fullmatch(mount.fstype) for mount in self.mounts)
 
     @cached_property
     def sysfs_read_only(self) -> bool:
@@ -225,6 +307,15 @@ class Facts:
         """
         return standing.first_live(self._journal.get(key, ()), self.roots)
 
+    @cached_property
+    def _above(self) -> dict[Path, list[str]]:
+        return vdpa_above(self.roots)
+
+    def standing_on(self, found: DiscoveredDevice) -> list[DiscoveredDevice]:
+        """As ``discover.standing_on``, from one look at all vDPA devices."""
+        names = self._above.get(sysfs.real(found.path), ()) if found.bus == "pci" and self._above else ()
+        return [*vdpa_devices(self.roots, names)]
+
     # --- nodes of a device ---
 
     def nodes(self, found: DiscoveredDevice) -> list[Node]:
@@ -257,17 +348,30 @@ class Facts:
                     stack.append(Node("block", name, f"/dev/{name}", number, sysfs.real(path)))
         return stack
 
+    @cached_property
+    def _mapped(self) -> dict[str, str]:
+        """The kernel's names (``dm-0``) of the devices below /dev/mapper."""
+        home = self.roots.sys / "class/block"
+        labels = ((name, sysfs.read(home / name / "dm/name", 4096)) for name in sorted(sysfs.names(home)))
+        found: dict[str, str] = {}
+        for name, label in labels:
+            if label is not None:
+                found.setdefault(label, name)
+        return found
+
     def block_name(self, source: str) -> str | None:
         """The kernel's name (``dm-0``) of a path such as /dev/mapper/vg-root; None: it is no block device."""
+        if source not in self._block_names:
+            self._block_names[source] = self._named(source)
+        return self._block_names[source]
+
+    def _named(self, source: str) -> str | None:
         if not source.startswith("/dev/"):
             return None
         plain = source.removeprefix("/dev/")
         if sysfs.exists(self.roots.sys / "class/block" / plain):
             return plain
-        if plain.startswith("mapper/"):
-            wanted = plain.removeprefix("mapper/")
-            for name in sysfs.names(self.roots.sys / "class/block"):
-                if sysfs.read(self.roots.sys / "class/block" / name / "dm/name", 4096) == wanted:
-                    return name
+        if plain.startswith("mapper/") and (name := self._mapped.get(plain.removeprefix("mapper/"))) is not None:
+            return name
         real = sysfs.real(self.roots.dev / plain)
         return real.name if real != self.roots.dev / plain else None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from uvirtio.binding import standing
-from uvirtio.binding.discover import DiscoveredDevice, standing_on
+from uvirtio.binding.discover import DiscoveredDevice
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
 from uvirtio.host import modules, proc, sysfs
@@ -81,7 +81,7 @@ def check(found: DiscoveredDevice, roots: Roots, facts: Facts | None = None) -> 
     facts = Facts(roots) if facts is None else facts
     findings: list[Finding] = []
     unchecked: dict[str, Unchecked] = {}
-    carried = standing_on(found, roots)
+    carried = facts.standing_on(found)
     for rule in RULES:
         # What the kernel does with a vDPA device on this function ends with it, too.
         name = name_of(rule)
@@ -137,10 +137,9 @@ def mounted(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     numbers = {node.number for node in stack if node.number}
     critical = False
     on_it: dict[str, Mount] = {}
-    for mount in facts.mounts:
-        if mount.device in numbers or facts.block_name(mount.source) in names:
-            on_it.setdefault(mount.point, mount)
-    on_it.update(_btrfs(names, facts))
+    for mount in facts.mounts_on(numbers, names):
+        on_it.setdefault(mount.point, mount)
+    on_it.update((mount.point, mount) for mount in facts.btrfs_mounts(names))
     for point, mount in sorted(on_it.items()):
         critical = critical or _vital(point)
         yield Finding("mounted", f"{mount.source} is mounted on {point}", forceable=not _vital(point))
@@ -164,7 +163,8 @@ def mounted(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
             yield Finding("mounted", f"{node.name} is held by {shown}", forceable=not critical)
         for process in facts.holders(node.node):
             yield Finding("mounted", f"{node.node} is open in {process}", forceable=not critical)
-    yield from _loops(names, facts)
+    for name, backing in facts.loops_on(names):
+        yield Finding("mounted", f"{name} stands on {backing}")
     if not on_it:
         for node in stack:
             udev = sysfs.lines(facts.roots.run / f"udev/data/b{node.number}") or []
@@ -191,21 +191,8 @@ def _vital(point: str) -> bool:
 def _mounted_by_sysfs(names: set[str], facts: Facts) -> Iterator[tuple[str, str]]:
     """File systems that are mounted somewhere, in a name space that we can see or not: /sys/fs/ext4/vda1."""
     for kind in ("ext4", "xfs", "f2fs", "erofs", "nilfs2"):
-        for name in facts.names(facts.roots.sys / "fs" / kind):
-            if name in names:
-                yield kind, name
-
-
-def _btrfs(names: set[str], facts: Facts) -> Iterator[tuple[str, Mount]]:
-    """Mounts of btrfs, which has an anonymous device number and names only one of its disks."""
-    top = facts.roots.sys / "fs/btrfs"
-    for uuid in facts.names(top):
-        members = set(facts.names(top / uuid / "devices"))
-        if not members & names:
-            continue
-        for mount in facts.mounts:
-            if mount.fstype == "btrfs" and facts.block_name(mount.source) in members:
-                yield mount.point, mount
+        for name in sorted(names & facts.members(facts.roots.sys / "fs" / kind)):
+            yield kind, name
 
 
 def _mount_of_file(path: str, facts: Facts) -> Mount | None:
@@ -213,18 +200,9 @@ def _mount_of_file(path: str, facts: Facts) -> Mount | None:
     return max(under, key=lambda m: len(m.point), default=None)
 
 
-def _loops(names: set[str], facts: Facts) -> Iterator[Finding]:
-    for name in facts.names(facts.roots.sys / "class/block"):
-        if name.startswith("loop"):
-            backing = sysfs.read(facts.roots.sys / "class/block" / name / "loop/backing_file", 4096)
-            if backing and facts.block_name(backing) in names:
-                yield Finding("mounted", f"{name} stands on {backing}")
-
-
 # --- network -----------------------------------------------------------------------------------------------
 
 _IFF_UP = 1  # <linux/if.h>
-_NETWORK_ROOT = re.compile(r"nfs\d?|cifs|smb3|ceph|glusterfs|fuse\.sshfs")
 
 
 def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
@@ -238,7 +216,6 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     if not interfaces and found.kernel_driver == "virtio_net":
         yield Finding("network", "virtio_net holds it, and its interface is in another network name space")
     routes = facts.routes
-    root_by_net = any(m.point == "/" and _NETWORK_ROOT.fullmatch(m.fstype) for m in facts.mounts)
     for directory in interfaces:
         name = directory.name
         above = [entry.partition("_")[2] for entry in facts.names(directory) if entry.startswith("upper_")]
@@ -246,7 +223,7 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
             above.append(master)
         session = next((facts.ssh[one] for one in (name, *above) if one in facts.ssh), None)
         # To cut one's own connection cannot be undone over it: from another terminal it may be forced.
-        forceable = session is None and not (root_by_net and name in (routes or {}))
+        forceable = session is None and not (facts.root_by_network and name in (routes or {}))
         if session is not None:
             yield Finding("network", f"{name} carries this SSH session, from {session}", forceable=False)
         if routes is not None and name in routes:
@@ -344,8 +321,8 @@ def root_share(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     fstype = "9p" if found.type == "9p" else "virtiofs"
     tag = _mount_tag(found, facts)
     seen = False
-    for mount in facts.mounts:
-        if mount.fstype != fstype or (tag is not None and mount.source != tag):
+    for mount in facts.mounts_of(fstype):
+        if tag is not None and mount.source != tag:
             continue
         if fstype == "9p" and tag is None and re.search(r"trans=(tcp|unix|fd|rdma|xen)", mount.super_options):
             continue
@@ -434,8 +411,8 @@ def other_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     if not kernel_holds(found):
         return
     if found.bus == "pci":
-        facts.names(sysfs.bus("vdpa", facts.roots) / "devices")  # so that it is known whether it can be read
-    for one in standing_on(found, facts.roots):
+        facts.members(sysfs.bus("vdpa", facts.roots) / "devices")  # so that it is known whether it can be read
+    for one in facts.standing_on(found):
         # Unbinding vp_vdpa removes its vDPA device, and restore does not create it again.
         yield Finding("other-use", f"the vDPA device vdpa:{one.name} stands on it")
     if found.type == "rng":
@@ -517,7 +494,7 @@ def foreign_override(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
         yield Finding("foreign-override", f"another program has bound {found.driver}, a variant of {VFIO}, to it")
     elif found.driver_override is not None and claimed:  # else it is uvirtio's own: see earlier-bind
         yield Finding("foreign-override", f"driver_override is {found.driver_override}")
-    listed = facts.names(facts.roots.etc / "driverctl.d")
+    listed = facts.members(facts.roots.etc / "driverctl.d")
     for name in (f"{found.bus}-{found.name}", found.name):
         if name in listed:
             yield Finding("foreign-override", f"/etc/driverctl.d/{name} names a driver for it")

@@ -200,6 +200,7 @@ def settle(
     *,
     timeout: float,
     note: Callable[[Sequence[Completion]], None] = lambda _: None,
+    what: str | None = None,
 ) -> list[Completion]:
     """Wait until the device has used every buffer of a queue.
 
@@ -211,6 +212,7 @@ def settle(
         queue: The virtqueue.
         timeout: Seconds to wait, for all of them.
         note: Called with the completions as they arrive, for a wait that fails later.
+        what: What is waited for, for the error; None: how many buffers.
 
     Returns:
         All completions, in the device's order.
@@ -231,6 +233,6 @@ def settle(
         device.wait(
             ready,
             timeout=timeout,
-            what=f"{queue.ring.in_flight} buffer{'s' * (queue.ring.in_flight != 1)} on {queue.name}",
+            what=what or f"{queue.ring.in_flight} buffer{'s' * (queue.ring.in_flight != 1)} on {queue.name}",
         )
     return done

@@ -36,6 +36,13 @@ RELAYED = 8
 More, and a device with 32 of them is done with the rest and asleep before they are delivered.
 """
 
+FEW_OUT, FEW_LOOKS = 32, 2000
+"""The same, and looks for each, with fewer out than ``RELAYED``.
+
+At each delivery the device is done with these and goes to sleep, so there are few deliveries, and its waking is
+waited for.
+"""
+
 POLL = 50e-6
 """Seconds to poll the ring before waiting for an interrupt."""
 
@@ -98,7 +105,8 @@ class BaseBurst:
 
     def contents(self, slots: Iterable[int]) -> list[bytes]:
         """Return copies of the data of several slots, in their order."""
-        return [*map(memoryview.tobytes, map(self._data.__getitem__, slots))]
+        data = self._data
+        return [data[slot].tobytes() for slot in slots]
 
     def fill(self, slot: int, data: bytes | bytearray | memoryview) -> None:
         """Set the data of a write, before its slot is posted.
@@ -203,9 +211,12 @@ class BaseBurst:
         if out is not None and not 0 < out <= self.count:
             raise UsageError("a burst has no more requests in flight than slots", seen=out, expected=self.count)
         if out is not None and out < self.count:
-            yield from self._read_ahead(iter(starts), out)
-            return
-        wanted, session, data = iter(starts), self._session, self._data
+            return self._read_ahead(iter(starts), out)
+        return self._read_all(iter(starts))
+
+    def _read_all(self, wanted: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+        """``read`` with as many in flight as there are slots."""
+        session, data = self._session, self._data
         where = [0] * self.count
         idle, came = self.slots[:], self.slots[:0]
         try:
@@ -236,12 +247,13 @@ class BaseBurst:
         device, data, session = self._device, self._data, self._session
         ring, relay = self._queue.ring, self._queue.relay
         idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
-        turn = min(RELAYED, many)
+        turn, looks = (FEW_OUT, FEW_LOOKS) if most < RELAYED else (RELAYED, LOOKS)
+        turn = min(turn, many)
         try:
             while True:
                 batch: list[int] = []
                 if more and len(idle) >= many:  # else some are laid; many at a time cost little more than one
-                    batch = list(islice(wanted, min(len(idle), max(TURN, most - ring.in_flight))))
+                    batch = list(islice(wanted, min(len(idle), max(many, most - ring.in_flight))))
                     more = len(batch) > 0
                 with session:
                     if batch:
@@ -256,7 +268,7 @@ class BaseBurst:
                     self._waits += 1
                     if not self._waits % LOOK:
                         device.service()
-                    if not relay(LOOKS, turn):  # others are sent before what has come is looked at
+                    if not relay(looks, turn):  # others are sent before what has come is looked at
                         self._await(device.timeout, POLL)
                     back = self._take()
                     behind = ring.in_flight < most

@@ -336,6 +336,19 @@ class FdRegisters(WidthRegisters):
             raise self._gone(place, f"{len(data)} bytes of {width}")
         return int.from_bytes(data, "little")
 
+    def write16(self, offset: int, value: int) -> None:
+        """Write 16 bits at ``offset``, in one step: this is the doorbell of a PCI device."""
+        place = self._base + offset
+        if self._closed or offset < 0 or offset + 2 > self.length or place & 1 or not 0 <= value <= 0xFFFF:
+            self._place(offset, 2)
+            raise _too_large(value, 2)
+        try:
+            done = os.pwrite(self._fd, value.to_bytes(2, "little"), place)
+        except OSError as error:
+            raise self._gone(place, os.strerror(error.errno or 0)) from error
+        if done != 2:
+            raise self._gone(place, f"{done} bytes of 2")
+
     def _write(self, place: int, width: int, value: int) -> None:
         if not 0 <= value < 1 << 8 * width:
             raise _too_large(value, width)

@@ -7,7 +7,8 @@ a locked instruction, which on x86 is a full fence; elsewhere libatomic is neede
 
 What a fence costs is what it costs to call it. A lock is two calls, and a third for the function around them: 75
 ns on an idle machine. Looking at what a buffered file has in memory takes and releases the lock of that file in
-one call, a third of that time (``peek_fence``). libatomic through ctypes is 170 ns.
+one call, a third of that time (``peek_fence``). libatomic through ctypes is 170 ns; membarrier(2), through ctypes
+too, would be a microsecond.
 ``tests/unit/memory/test_fence.py`` races two processes against each other and fails when the fence is removed, and
 looks at the instructions that each fence executes.
 """

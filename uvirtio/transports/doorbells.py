@@ -21,9 +21,14 @@ class _OwnRegister:
 class IndexDoorbell(_OwnRegister):
     """A kick by a 16-bit write (4.1.5.2.1): of the queue's index, or of the device's identifier of the queue."""
 
+    def __init__(self, registers: Registers, ident: int) -> None:
+        """Take over the window; ``ident`` is what is written."""
+        super().__init__(registers, ident)
+        self._write16 = registers.write16
+
     def ring(self, value: int) -> None:
         """Write the identifier; ``value`` is ignored."""
-        self._registers.write16(0, self._ident)
+        self._write16(0, self._ident)
 
 
 class DataDoorbell(_OwnRegister):

@@ -20,7 +20,7 @@ from uvirtio.binding.bind import bind
 from uvirtio.binding.owner import owner_ids
 from uvirtio.binding.plan import plan, plans
 from uvirtio.binding.restore import restore
-from uvirtio.binding.sysfs_ops import device_lock
+from uvirtio.binding.sysfs_ops import SysfsOps, device_lock
 from uvirtio.errors import (
     Blocked,
     Busy,
@@ -280,6 +280,18 @@ def test_the_rest_of_the_group(fake: FakeSys) -> None:
     assert drivers == {RNG: "vfio-pci", "0000:03:00.1": "vfio-pci", "0000:00:1c.0": "pcieport"}
     restore(fake.roots, writer=kernel, sleep=no_sleep)
     assert not changed(before, fake.snapshot())
+
+
+def test_a_driver_that_keeps_its_device_is_an_error(fake: FakeSys) -> None:
+    class Inert(FakeKernel):
+        def write(self, path: Path, text: str, timeout: float) -> None:
+            self.log.append((str(path.relative_to(self.fake.sys)), text))
+
+    fake.pci(RNG, "rng", group=7)
+    kernel = Inert(fake)
+    with pytest.raises(OperationFailed, match="not free after unbind") as caught:
+        SysfsOps(fake.roots, kernel, lambda _: None, 1.0).unbind("pci", RNG, "virtio-pci")
+    assert caught.value.seen == "driver virtio-pci" and kernel.log == [("bus/pci/drivers/virtio-pci/unbind", RNG)]
 
 
 def test_group_members_named_together_need_no_option(fake: FakeSys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_the_devices_own_event_is_waited_for(fake, device):
 
 def test_at_its_deadline_it_waits_no_longer(fake, device, monkeypatch):
     clock = iter([5.0, 5.0])
-    monkeypatch.setattr(settle.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(settle, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with Settling([device], fake.roots, events=SentEvents()) as udev:
         change(fake, "vfio-pci")
         with pytest.raises(OperationFailed, match="not done after 0 s"):

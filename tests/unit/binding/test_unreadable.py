@@ -11,7 +11,6 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +107,7 @@ def test_a_member_that_does_not_say_what_it_is_is_one(fake: FakeSys, lost: str) 
 
 def test_a_function_without_a_group_is_alone(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=None)
+    fake.pci(MATE, "net", group=None)
     assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == []
 
 
@@ -253,7 +253,7 @@ def test_what_cannot_be_read_of_the_journal_is_named(
     other = "0000:04:00.0"
     seen = good and how != "directory"
     if good:  # its device is gone: restore ends it
-        journal.store(journal.new([replace(RECORD, address=other, name=other)], fake.roots), fake.roots)
+        journal.store(journal.new([RECORD._replace(address=other, name=other)], fake.roots), fake.roots)
     paths, code, exit_code = unread_by(fake, how, monkeypatch)
     root = ["--root", str(fake.top)]
     assert main(["journal", *root]) == exit_code

@@ -228,13 +228,15 @@ def _survey(plugged_blocks: int, answers: str, **how: Any) -> tuple[_Liar, Virtu
     return model, clock, uvirtio.open(found, **how)
 
 
-def test_what_is_plugged_is_found_by_one_deadline() -> None:
+@pytest.mark.parametrize("cost", [1e-4, 1e-2])
+def test_what_is_plugged_is_found_by_one_deadline(cost: float) -> None:
     model, clock, device = _survey(1 << 18, "MIXED", timeout=0.3)
+    model.cost = cost
     with device, pytest.raises(DeviceTimeout, match=r"after 0.3 s, before all was done: which blocks"):
         begin = clock.now
         uvirtio.Mem(device)
     assert clock.now - begin <= 0.3 + SLACK
-    assert len(model.requests) > 1000, "it went on for as long as it might"
+    assert len(model.requests) * cost > 0.1, "it went on for as long as it might"
     assert device.broken is None, "each answer came in time"
 
 
@@ -251,7 +253,7 @@ def test_a_mixed_range_with_nothing_in_it_is_a_lie() -> None:
     with device, pytest.raises(ProtocolError, match="invalid response") as caught:
         uvirtio.Mem(device)
     assert "both halves" in str(caught.value.seen)
-    assert len(model.requests) <= 34
+    assert len(model.requests) <= (1 << 19) // 65535 + 1 + 32
 
 
 def test_a_region_without_end_ends_by_the_deadline() -> None:

@@ -205,7 +205,9 @@ def test_a_disk_listens_again(calls: str, without: Any, monkeypatch: pytest.Monk
                 blk.submit_read(1, 1)
                 blk.wait()
 
-        lines = interrupted(device, model, blk._requests, begin, [*LOOKING, RequestQueues.call])
+        lines = interrupted(
+            device, model, blk._requests, begin, [*LOOKING, RequestQueues.call, RequestQueues._alone]
+        )
         assert lines > 20, "it came at none of the lines"
     scripted.assert_left()
 

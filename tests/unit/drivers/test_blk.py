@@ -699,6 +699,22 @@ def test_an_interrupted_wait_leaves_the_buffers_with_the_device():
         assert blk.in_flight == 0
 
 
+def test_the_late_answer_of_an_interrupted_call_is_not_that_of_the_next_one():
+    model = Disk()
+    data = fill(model)
+    with driven(model, allow_write=True) as (_, device, blk):
+        for sector, status in enumerate((Status.OK, Status.IOERR)):
+            model.hold = True
+            model.script.append(status)
+            device.interrupt(Enough())
+            with pytest.raises(Enough):
+                blk.read(sector, 1)
+            model.release()
+            assert blk.poll() == 1  # only now nothing is in flight
+            assert blk._requests.call(Kind.OUT, 0, 1, data=bytes(data[:512])) == b""
+            assert blk.read(2, 1) == data[1024:1536]
+
+
 def test_an_answer_that_does_not_come():
     model = Disk()
     with driven(model, timeout=0.05) as (_, device, blk):
@@ -775,7 +791,29 @@ def test_interrupts_are_relied_on_where_they_are_looked_for():
             blk.read(0, 1)
             device.service()
             assert device.counters.interrupts_taken == number
+        request = blk.submit_read(0, 1)
         assert not blk._requests._look(lambda: pytest.fail("it looked"), 0)
+        blk.wait([request])
+
+
+def test_a_call_that_is_interrupted_before_its_request_is_added_gives_the_slot_back():
+    with driven(Disk()) as (_, _, blk):
+        requestq = blk._requests._free[0]
+        ring, free = requestq.queue.ring, list(requestq.free)
+
+        class Interrupted:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(ring, name)
+
+            def add(self, *_: object) -> None:
+                raise KeyboardInterrupt
+
+        requestq.queue.ring = cast(Any, Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            blk.read(0, 1)
+        requestq.queue.ring = ring
+        assert requestq.free == free
+        assert blk.read(0, 1) == bytes(512)
 
 
 def test_after_polls_in_vain_fewer_calls_poll():

@@ -406,7 +406,7 @@ def test_mixed_for_one_block_is_a_lie():
     function = ScriptedDevice(model)
     with identify(function.address, function) as opened, pytest.raises(ProtocolError, match="invalid response"):
         drivers.Mem(opened)
-    assert len(model.requests) <= 8
+    assert len(model.requests) <= 1 + 2 * 6
     function.assert_left()
 
 

@@ -70,6 +70,21 @@ def test_addresses_are_translated_by_every_bus(fake: FakeSys) -> None:
     assert devicetree.registers(node, fake.roots) == (0x1_4020_0E00, 0x200)
 
 
+@pytest.mark.parametrize(("address", "found"), [(0xFFF, None), (0x1000, 0x9000), (0x1FFF, 0x9FFF), (0x2000, None)])
+def test_a_range_has_its_first_address_and_not_the_one_behind_it(
+    fake: FakeSys, address: int, found: int | None
+) -> None:
+    bus(fake, "soc", 1, 1, cells(0x1000, 0, 0x9000, 0x1000))
+    node = fake.node("soc/virtio", {"reg": cells(address, 0x200)})
+    assert devicetree.registers(node, fake.roots) == (None if found is None else (found, 0x200))
+
+
+def test_cells_that_are_no_number_of_32_bits_are_those_of_the_bus_above(fake: FakeSys) -> None:
+    fake.node("soc", {"ranges": b"", "#address-cells": cells(0, 1), "#size-cells": b""})
+    node = fake.node("soc/virtio", {"reg": cells(0, 0xA003E00, 0, 0x200)})
+    assert devicetree.registers(node, fake.roots) == (0xA003E00, 0x200)
+
+
 @pytest.mark.parametrize("ranges", [None, cells(0x8000, 0, 0x9000, 0x1000)])
 def test_what_no_range_has_is_at_no_address(fake: FakeSys, ranges: bytes | None) -> None:
     bus(fake, "i2c", 1, 1, ranges)

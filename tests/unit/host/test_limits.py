@@ -26,3 +26,15 @@ def test_the_remedy_raises_the_limit_or_says_who_may(
     script = f"ulimit -S -n 32 && {command} && ulimit -n"
     told = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True, timeout=60).stdout
     assert int(told) > 32
+
+
+def test_a_limit_of_the_machine_is_told_from_one_of_the_process_and_from_other_errors() -> None:
+    error = limits.reached(OSError(errno.ENFILE, "too many"), "it cannot be opened")
+    assert error is not None and error.message == "it cannot be opened: this machine has too many open files"
+    assert limits.reached(OSError(errno.ENOENT, "none"), "it cannot be opened") is None
+
+
+def test_where_no_limit_is_set_it_is_memory_that_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    error = limits.reached(OSError(errno.EMFILE, "too many"), "it cannot be opened")
+    assert error is not None and error.seen == "no RLIMIT_NOFILE" and "ulimit" not in str(error.remedy)

@@ -58,6 +58,12 @@ def test_these_differ(name: str):
     assert CALLS[name]("riscv64") and not FOREIGN[ARM].search(CALLS[name]("riscv64"))
 
 
+def test_interrupts_are_isolated_by_what_the_machine_has():
+    said = {machine: CALLS["isolated_interrupts"](machine) for machine in (X86, ARM, "riscv64")}
+    assert "interrupt remapping" in said[X86] and "a GIC with an ITS" in said[ARM]
+    assert "an interrupt controller that isolates them" in said["riscv64"]
+
+
 def test_the_pool_of_2_mib_is_named_by_its_size():
     for machine in (X86, ARM):
         assert "hugepages-2048kB/nr_hugepages" in CALLS["huge_pages"](machine)

@@ -6,6 +6,8 @@ import builtins
 import errno
 import os
 import socket
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,11 +58,12 @@ def test_a_disk_that_was_resized():
         b"",
         b"libudev\0\xfe\xed\xca\xfe\0\0\0(ACTION=add\0DEVPATH=/x\0SEQNUM=1\0",
         ADDED.replace(b"SEQNUM=1503", b"SEQNUM=many"),
+        ADDED.replace(b"SEQNUM=1503", "SEQNUM=\u0661".encode()),  # a digit, and none of ASCII
         ADDED.replace(b"SEQNUM=1503\0", b""),
         ADDED.replace(b"ACTION=add", b"ACTION="),
         ADDED.replace(b"DEVPATH=/", b"DEVPATH="),
     ],
-    ids=["empty", "libudev's", "no number", "no seqnum", "no action", "no path"],
+    ids=["empty", "libudev's", "no number", "no digits of ASCII", "no seqnum", "no action", "no path"],
 )
 def test_what_is_no_uevent(message):
     assert parse(message) is None
@@ -158,6 +161,33 @@ def by_libudev(monitor: PlayedMonitor) -> UdevEvents:
     events = UdevEvents.__new__(UdevEvents)
     events.source, events.overruns, events._monitor = "udev", 0, monitor
     return events
+
+
+@pytest.mark.parametrize("buffer", [None, 1 << 20])
+def test_libudev_is_asked_for_these_subsystems_and_this_buffer(monkeypatch, buffer):
+    asked: list[tuple[Any, ...]] = []
+
+    class Monitor:
+        @classmethod
+        def from_netlink(cls, context: object, group: str) -> Any:
+            asked.append(("group", group))
+            return cls()
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *words: asked.append((name, *words))
+
+    monkeypatch.setitem(sys.modules, "pyudev", SimpleNamespace(Monitor=Monitor, Context=object))
+    UdevEvents("udev", ("pci", "vdpa"), buffer=buffer)
+    sized = [] if buffer is None else [("set_receive_buffer_size", buffer)]
+    assert asked == [("group", "udev"), ("filter_by", "pci"), ("filter_by", "vdpa"), *sized, ("start",)]
+
+
+def test_closed_uevents_have_no_descriptor():
+    events = by_libudev(PlayedMonitor())
+    assert events.fileno() >= 0
+    events.close()
+    with pytest.raises(Closed):
+        events.fileno()
 
 
 def test_libudevs_events_are_the_same():

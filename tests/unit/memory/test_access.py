@@ -257,8 +257,9 @@ def test_fd_registers_keep_to_their_window_without_a_system_call(tmp_path: Path,
     registers.close()
     with pytest.raises(Closed):
         registers.read8(0)
-    with pytest.raises(Closed):
-        registers.write8(0, 0)
+    for write in (registers.write8, registers.write16, registers.write32):
+        with pytest.raises(Closed):
+            write(0, 0)
     assert recorded.calls == []
 
 
@@ -295,7 +296,8 @@ def test_a_short_answer_is_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(DeviceGone, match="no longer answers"):
             registers.read32(4)
         monkeypatch.setattr(os, "pwrite", lambda *_: 1)
-        with pytest.raises(DeviceGone):
-            registers.write32(0, 1)
+        for write in (registers.write16, registers.write32):
+            with pytest.raises(DeviceGone):
+                write(0, 1)
     finally:
         os.close(fd)

@@ -16,8 +16,8 @@ from uvirtio.diag import diagnose
 from uvirtio.errors import BadTrace, Diverged, OperationFailed, UvirtioError
 from uvirtio.trace import Recorder, Replay, replayed
 
-SHORT = 0.05
-"""Seconds for a device that never answers."""
+SHORT, LONG = 0.05, 10.0
+"""Seconds for a device that never answers, and for one that does."""
 
 
 def read_random(device: uvirtio.Device) -> object:
@@ -89,10 +89,12 @@ GOOD = (
 )
 
 
-def outcome(where: Any, use: Callable[[uvirtio.Device], object], **options: Any) -> object:
+def outcome(
+    where: Any, use: Callable[[uvirtio.Device], object], *, timeout: float = LONG, **options: Any
+) -> object:
     """What came of it: a value, or every word of the error."""
     try:
-        with uvirtio.open(where, timeout=SHORT, **options) as device:
+        with uvirtio.open(where, timeout=timeout, **options) as device:
             return use(device)
     except UvirtioError as error:
         return type(error), json.dumps(error.as_dict()), error.about, error.__notes__
@@ -111,11 +113,11 @@ def hit(switch: str, words: Sequence[str]) -> bool:
 @pytest.mark.parametrize(("kind", "fault"), pairs(FAULTS))
 def test_a_failing_run_is_replayed_to_the_same_error(kind: str, fault: str, tmp_path: Path):
     record = tmp_path / "run.jsonl"
-    first = outcome(f"scripted:{kind},{fault}", USES[kind], record=record)
+    first = outcome(f"scripted:{kind},{fault}", USES[kind], timeout=SHORT, record=record)
     # No input event comes here, and a length is of no use where the device only reads.
     harmless = "used-len" in fault if kind == "balloon" else kind == "input" and hit(fault, ("used", "silent"))
     assert isinstance(first, tuple) and (harmless or isinstance(first[0], type)), first
-    assert outcome(replayed(record), USES[kind]) == first
+    assert outcome(replayed(record), USES[kind], timeout=SHORT) == first
 
 
 @pytest.mark.parametrize(("kind", "switches"), pairs(GOOD))
@@ -174,7 +176,7 @@ def test_what_a_driver_does_is_in_the_record(tmp_path: Path):
 
 def test_a_wait_that_times_out_is_in_the_record(tmp_path: Path):
     record = tmp_path / "run.jsonl"
-    outcome("scripted:rng,silent", read_random, record=record)
+    outcome("scripted:rng,silent", read_random, timeout=SHORT, record=record)
     notes = [line for line in record.read_text().splitlines() if '"op":"note"' in line]
     assert any("broken: scripted:rng,silent: timed out after 0.05 s" in line for line in notes)
 
@@ -431,7 +433,7 @@ def test_any_value_of_any_line_may_be_wrong(record: Path):
             line["is"] = value
             record.write_text("\n".join([*lines[:place], json.dumps(line), *lines[place + 1 :]]) + "\n")
             try:
-                outcome(replayed(record), read_random)
+                outcome(replayed(record), read_random, timeout=SHORT)
             except BadTrace:
                 pass
 

@@ -306,6 +306,9 @@ def test_a_device_with_four_feature_words_is_asked_for_all():
     assert bare.device_features() == scripted.offered
     bare.set_driver_features(1 << 70)
     assert scripted.driver_features == 1 << 70
+    bare.set_driver_features(1 << 70 | 1 << 33 | 1)
+    bare.set_driver_features(1 << 70)
+    assert scripted.driver_features == 1 << 70, "the first two words are written when they are empty, too"
 
 
 def test_a_device_without_version_1_behind_version_2_registers_fails():

@@ -339,3 +339,11 @@ def test_structures_over_the_msix_table_are_told(table: int, pending: int, said:
     config = reader(bytes(build(*GOOD, msix(table, pending))))
     assert over_msix(config, walk_capabilities(config, one_bar)) == said
     assert over_msix(reader(bytes(build(*GOOD))), walk(*GOOD)) == []
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("at", [0xF4, 0xF8])
+def test_the_msix_capability_may_end_where_configuration_space_does(at: int) -> None:
+    config = build(msix(0x3FC0 | 4, 0x2000 | 1)[: 0x100 - at], first=at)
+    whole = at + 12 <= 0x100
+    assert len(over_msix(reader(bytes(config)), walk(*GOOD))) == whole, "one that does not fit is not read"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -139,6 +139,21 @@ def test_the_device_says_how_large_a_queue_is(size: int, wanted: int):
         (write,) = header(scripted, "write", pci.LEGACY_QUEUE_ADDRESS)
         assert write.value == desc // 4096
         assert not header(scripted, "write", pci.LEGACY_QUEUE_SIZE)
+    scripted.assert_left()
+
+
+def test_a_queue_in_no_page_frame_of_32_bits_is_refused():
+    scripted, layout = ScriptedLegacy(Rng()), legacy_layout(8)
+    with start(scripted) as device:
+        transport = cast(PciLegacy, device.transport)
+
+        def frame(desc: int) -> int:
+            return transport._frame(0, 8, desc, desc + layout.avail, desc + layout.used)
+
+        assert [frame(4096), frame((1 << 44) - 4096)] == [1, (1 << 32) - 1]
+        for beyond in (0, 1 << 44):  # frame 0 takes the queue away
+            with pytest.raises(NotSupported, match="out of the legacy interface's range"):
+                frame(beyond)
     scripted.assert_left()
 
 

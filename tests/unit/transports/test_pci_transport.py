@@ -465,6 +465,14 @@ def test_a_common_configuration_that_is_too_short(length: int):
     assert scripted.closed
 
 
+@pytest.mark.fault(8)
+def test_a_common_configuration_of_virtio_1_0_is_long_enough():
+    caps = ScriptedDevice(Rng(), vectors=0).usual_capabilities()
+    caps[0] = virtio_capability(pci.CfgType.COMMON, BAR, COMMON_AT, 0x38)
+    with identify(ScriptedDevice(Rng(), capabilities=caps)) as device:
+        assert device.device_id == Rng.device_id
+
+
 @pytest.mark.fault(10)
 def test_all_ones_are_a_device_that_is_gone():
     scripted = ScriptedDevice(Rng())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 import time
+from array import array
 
 import pytest
 
@@ -262,9 +263,11 @@ def test_a_change_of_the_configuration_is_noticed(played, mode):
 @pytest.mark.parametrize("mode", [PER_QUEUE, POLLING])
 def test_a_balloon_over_vdpa(tmp_path, monkeypatch, mode):
     """Frames are guest-physical, whatever rings have; num_pages is followed with and without calls."""
-    monkeypatch.setattr(
-        Pagemap, "pfns", lambda _self, vaddr, size: [(vaddr + at) >> 12 & 0xFFFFFF for at in range(0, size, PAGE)]
-    )
+
+    def frames(_pagemap, vaddr, size):
+        return array("I", [(vaddr + at) >> 12 & 0xFFFFFF for at in range(0, size, PAGE)])
+
+    monkeypatch.setattr(Pagemap, "frames", frames)
     told: list[int] = []
 
     def serve(_played, out, _room):

@@ -135,8 +135,9 @@ def test_a_full_fence_parts_the_flags_from_the_devices_wish(kind: dict[str, Any]
 
 
 @pytest.mark.spec("PKD-24")
-def test_the_flags_are_read_before_id_and_length_and_nothing_else_is_read():
-    rig = packed(indirect=True)
+@pytest.mark.parametrize("in_order", [False, True])
+def test_the_flags_are_read_before_id_and_length_and_nothing_else_is_read(in_order: bool):
+    rig = packed(indirect=True, in_order=in_order)
     rig.queue.add([(A, 1)], [(A, 1)], "c")
     rig.queue.publish()
     rig.device.push(rig.device.pop_all()[0], 1)
@@ -214,6 +215,18 @@ def test_a_place_beyond_the_ring_costs_a_kick(wrap: int, beyond: int):
     rig = packed(event_idx=True)
     rig.device.write_event(8 + beyond | wrap, ring.PACKED_EVENT_DESC)
     assert _one(rig)[1]
+
+
+def test_what_a_device_has_taken_is_known_by_the_place_that_it_names_alone():
+    rig = packed(event_idx=True)
+    rig.out(1, 2)
+    for flags in (ring.PACKED_EVENT_ENABLE, ring.PACKED_EVENT_DISABLE):
+        rig.device.write_event(rig.device.off_wrap(2), flags)
+        assert rig.queue.taken() is None
+    for place, taken in ((2, True), (1, False)):
+        rig.device.write_event(rig.device.off_wrap(place), ring.PACKED_EVENT_DESC)
+        assert rig.queue.taken() is taken
+    assert packed(event_idx=False).queue.taken() is None
 
 
 @pytest.mark.spec("PKD-21")

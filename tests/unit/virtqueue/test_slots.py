@@ -42,6 +42,16 @@ def test_a_batch_may_be_marked_backwards(kind: dict[str, Any]):
         assert [bench.slots.written[slot] for slot in slots] == [5] * 3 + [6] * 4
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.get("in_order")], ids=name_of)
+def test_slots_in_flight_have_the_numbers_of_their_chains(kind: dict[str, Any]):
+    bench = Bench(kind)
+    posted = bench.post(0, 1, 2, 3)
+    bench.finish(posted[0], posted[2])
+    assert sorted(bench.reap()) == [0, 2]
+    bench.slots.submit([2])
+    assert bench.slots.numbers() == [1, 3, 4]
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("event_idx", "wanted"), [(False, True), (True, False), (False, False)])
 def test_who_wants_no_next_interrupt_looks_once(format: str, event_idx: bool, wanted: bool):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ring_rigs import A, Rig, corrupt, name_of, rigs, traced
-from uvirtio.errors import MemoryScattered, QueueError
+from uvirtio.errors import MemoryScattered, QueueError, RingCorruption
 from uvirtio.scripted.memory import PAGE, ScriptedDma
 from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.split import SplitQueue, make_split
@@ -297,3 +297,16 @@ def test_a_used_index_beyond_what_is_in_flight(kind: dict[str, Any], start: int,
         rig.device.write_used_idx(start + jump)
         assert queue.pending()
         corrupt(rig, (start + jump) & 0xFFFF)
+
+
+@pytest.mark.fault(32)
+@every_kind
+def test_an_index_beyond_what_is_in_flight_announces_nothing(kind: dict[str, Any]):
+    rig = Rig(**kind, start=65535)
+    rig.out(1, 2)
+    rig.device.write_used_idx(65535 + 2)
+    assert rig.queue.announced() == 2
+    rig.device.write_used_idx(65535 + 3)
+    with pytest.raises(RingCorruption):
+        rig.queue.announced()
+    assert rig.queue.broken

@@ -35,15 +35,21 @@ class BlockTable:
         """Plugged blocks, by the device's responses."""
         self.fresh = Ranges()
         """Bytes, by offset, that were plugged by us and not initialised yet (5.15.6.1)."""
-        self.uses: list[Use] = []
-        """All claims and pins."""
+        self._uses: dict[Use, None] = {}
+        self._claimed = Ranges()
+        """Bytes, by offset, that have one owner."""
         self._in_use: Ranges | None = None
+
+    @property
+    def uses(self) -> list[Use]:
+        """All claims and pins, the oldest first."""
+        return list(self._uses)
 
     @property
     def in_use(self) -> Ranges:
         """Blocks of which at least a byte is in use."""
         if self._in_use is None:
-            self._in_use = Ranges(self.blocks_of(use.offset, use.length) for use in self.uses)
+            self._in_use = Ranges(self.blocks_of(use.offset, use.length) for use in self._uses)
         return self._in_use
 
     def blocks_of(self, offset: int, length: int) -> tuple[int, int]:
@@ -65,8 +71,8 @@ class BlockTable:
 
     def set_plugged(self, plugged: Ranges) -> None:
         """Record which blocks are plugged, as STATE requests found; blocks new to us do not count as fresh."""
-        for first, count in self.plugged.without(plugged):
-            self.was_unplugged(first, count)
+        size, lost = self.block_size, self.plugged.without(plugged)
+        self.fresh = self.fresh.without(Ranges((first * size, count * size) for first, count in lost))
         self.plugged = plugged.copy()
 
     # --- uses -----------------------------------------------------------------------------------------------
@@ -96,7 +102,7 @@ class BlockTable:
         if not used:
             return
         start, end = first * self.block_size, (first + count) * self.block_size
-        owners = {use.owner for use in self.uses if use.offset < end and start < use.offset + use.length}
+        owners = {use.owner for use in self._uses if use.offset < end and start < use.offset + use.length}
         raise InUse(
             f"{used.total} of these {count} blocks are in use",
             seen=f"{self._say(used)} by {', '.join(sorted(owners))}",
@@ -120,14 +126,22 @@ class BlockTable:
             InUse: Another owner has claimed a part of it.
         """
         self.require_plugged(offset, length)
-        for use in self.uses:
-            if use.exclusive and use.offset < offset + length and offset < use.offset + use.length:
-                raise InUse(
-                    f"the {length} bytes at {offset:#x} of the region are handed out already",
-                    seen=f"{use.length} bytes at {use.offset:#x} to {use.owner}",
-                    expected="one owner",
-                )
+        if self._claimed.overlaps(offset, length):
+            raise self._handed_out(offset, length)
+        self._claimed.add(offset, length)
         return self._used(Use(offset, length, owner, exclusive=True))
+
+    def _handed_out(self, offset: int, length: int) -> InUse:
+        use = next(
+            use
+            for use in self._uses
+            if use.exclusive and use.offset < offset + length and offset < use.offset + use.length
+        )
+        return InUse(
+            f"the {length} bytes at {offset:#x} of the region are handed out already",
+            seen=f"{use.length} bytes at {use.offset:#x} to {use.owner}",
+            expected="one owner",
+        )
 
     def pin(self, offset: int, length: int, owner: str) -> Use:
         """Keep a part of the region plugged until ``release``; pins may overlap.
@@ -147,14 +161,17 @@ class BlockTable:
         return self._used(Use(offset, length, owner, exclusive=False))
 
     def _used(self, use: Use) -> Use:
-        self.uses.append(use)
-        self._in_use = None
+        self._uses[use] = None
+        if self._in_use is not None:
+            self._in_use.add(*self.blocks_of(use.offset, use.length))
         return use
 
     def release(self, use: Use) -> None:
         """End a use; idempotent."""
-        if use in self.uses:
-            self.uses.remove(use)
+        if use in self._uses:
+            del self._uses[use]
+            if use.exclusive:
+                self._claimed.remove(use.offset, use.length)
             self._in_use = None
 
     def _say(self, blocks: Ranges, most: int = 4) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NoReturn
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
-from uvirtio.drivers.base import Driver, runs, transact
+from uvirtio.drivers.base import Driver, runs, settle
 from uvirtio.drivers.mem import config as configuration
 from uvirtio.drivers.mem.block_table import BlockTable
 from uvirtio.drivers.mem.config import MemConfig
-from uvirtio.drivers.mem.ranges import Ranges
+from uvirtio.drivers.mem.ranges import BlockRange, Ranges
+from uvirtio.drivers.mem.survey import AT_ONCE, pieces, survey
 from uvirtio.drivers.mem.suspend import SuspendLock
 from uvirtio.errors import BadSize, MemBusy, MemError, MemNack, ProtocolError
 from uvirtio.interfaces.clock import Clock
@@ -22,7 +23,7 @@ from uvirtio.spec.mem import Request, Response, State
 
 _REQUEST = struct.Struct("<H6xQH6x")
 _RESPONSE = struct.Struct("<H6xH")
-_RESPONSE_AT = 64  # in the one buffer; the device writes there, on away from the request
+_RESPONSE_AT = 64  # in the buffer of a request; the device writes there, on away from the request
 _BUFFER = 128
 
 BUSY_FIRST, BUSY_LAST = 0.05, 5.0
@@ -59,7 +60,7 @@ class Mem(Driver):
         """Start the device and find out what is plugged; ``Driver.__init__`` lists how starting can fail.
 
         The device's time-out is the deadline of all that comes after the start: the STATE requests of ``resync``,
-        or the tries of UNPLUG ALL.
+        of which many are with the device at once, or the tries of UNPLUG ALL.
 
         Args:
             device: An open memory device.
@@ -96,12 +97,15 @@ class Mem(Driver):
             raise
 
     def _queues(self) -> Sequence[QueueSpec]:
-        return [QueueSpec(spec.GUEST_REQUESTQ, "guest-request", size=8)]
+        return [QueueSpec(spec.GUEST_REQUESTQ, "guest-request", size=AT_ONCE)]
 
     def _before_ok(self) -> None:
         config = configuration.read(self.device)  # an invalid device is left before DRIVER_OK
         self._identity = (config.block_size, config.addr, config.region_size)
-        self._buffer = self.device.dma.alloc(_BUFFER)
+        ring = self.device.queues[spec.GUEST_REQUESTQ].ring
+        self._room = min(AT_ONCE, ring.size // ring.needs(2))
+        """Requests that can be with the device at once: each is two elements (5.15.6)."""
+        self._buffer = self.device.dma.alloc(_BUFFER * self._room)
 
     def _about(self) -> str:
         return f"{self.block_table.plugged.total} of {self._identity[2] // self._identity[0]} blocks plugged"
@@ -266,15 +270,24 @@ class Mem(Driver):
             return self._state(self._validated(addr, blocks), blocks)
 
     def _state(self, first: int, blocks: int) -> State:
-        states: set[State] = set()
-        for at, count in _pieces(first, blocks):
-            if states:
-                self.device.check_time(f"STATE of {blocks} blocks")
-            answer = self.ask(Request.STATE, self._address(at), count)
-            if answer.state is None:
-                self._refused(Request.STATE, at, count, answer, at - first)
-            states.add(answer.state)
+        asked = list(pieces(first, blocks))
+        states = set(self._states(asked, _Pace(self.device, self._room), f"STATE of {blocks} blocks"))
         return states.pop() if len(states) == 1 else State.MIXED
+
+    def _states(self, asked: Sequence[BlockRange], pace: _Pace, what: str) -> list[State]:
+        """Ask for the states of these ranges, many at once, but no more than are answered in time."""
+        states: list[State] = []
+        while len(states) < len(asked):
+            if pace.answers:
+                self.device.check_time(what)
+            batch = asked[len(states) : len(states) + pace.at_once()]
+            answers = self._exchange([(Request.STATE, self._address(at), count) for at, count in batch])
+            pace.answers += len(batch)
+            for (at, count), answer in zip(batch, answers, strict=True):
+                if answer.state is None:
+                    self._refused(Request.STATE, at, count, answer, sum(many for _, many in asked[: len(states)]))
+                states.append(answer.state)
+        return states
 
     def ask(self, request: Request, addr: int = 0, blocks: int = 0, *, timeout: float | None = None) -> Answer:
         """Send one request unchecked, without recording its effect in ``block_table``. For diagnostics.
@@ -293,20 +306,37 @@ class Mem(Driver):
             ProtocolError: The response is invalid.
         """
         with self.session(timeout):
-            buffer = self._buffer
-            buffer.view[: spec.REQUEST_SIZE] = _REQUEST.pack(request, addr, blocks)
+            return self._exchange([(request, addr, blocks)])[0]
+
+    def _exchange(self, requests: Sequence[tuple[Request, int, int]]) -> list[Answer]:
+        """Send so many requests with one notification, and wait for all answers; at most ``_room``.
+
+        A device may use them in any order (2.7.9): an answer belongs to the request that is in the same chain.
+        """
+        device, queue, view = self.device, self.device.queues[spec.GUEST_REQUESTQ], self._buffer.view
+        settle(device, queue, timeout=device.seconds(None))  # of a wait that was interrupted
+        for place, request in enumerate(requests):
+            at = place * _BUFFER
+            answer = at + _RESPONSE_AT
+            view[at : at + spec.REQUEST_SIZE] = _REQUEST.pack(*request)
             # Preset to an invalid response: what the device does not write must not look like an ACK.
-            buffer.view[_RESPONSE_AT : _RESPONSE_AT + spec.RESPONSE_SIZE] = b"\xff" * spec.RESPONSE_SIZE
-            done = transact(
-                self.device,
-                self.device.queues[spec.GUEST_REQUESTQ],
-                runs(buffer, 0, spec.REQUEST_SIZE),
-                runs(buffer, _RESPONSE_AT, spec.RESPONSE_SIZE),
-                timeout=self.device.seconds(None),
-                what=f"the answer to {request.name} {addr:#x} +{blocks}",
-            )
-            data = bytes(buffer.view[_RESPONSE_AT : _RESPONSE_AT + spec.RESPONSE_SIZE])
-            return self._answer(request, done.written, data)
+            view[answer : answer + spec.RESPONSE_SIZE] = b"\xff" * spec.RESPONSE_SIZE
+            readable = runs(self._buffer, at, spec.REQUEST_SIZE)
+            queue.add(readable, runs(self._buffer, answer, spec.RESPONSE_SIZE), place)
+        queue.kick()
+        kind, addr, blocks = requests[0]
+        what = f"the answer to {kind.name} {addr:#x} +{blocks}"
+        if len(requests) > 1:
+            what = f"the answers to {len(requests)} {kind.name} requests from {addr:#x} on"
+        written = {
+            done.cookie: done.written for done in settle(device, queue, timeout=device.seconds(None), what=what)
+        }
+        answers = []
+        for place, (kind, _, _) in enumerate(requests):
+            answer = place * _BUFFER + _RESPONSE_AT
+            data = bytes(view[answer : answer + spec.RESPONSE_SIZE])
+            answers.append(self._answer(kind, written[place], data))
+        return answers
 
     def _answer(self, request: Request, written: int, data: bytes) -> Answer:
         kind, state = _RESPONSE.unpack(data)
@@ -338,7 +368,7 @@ class Mem(Driver):
         book: Callable[[int, int], None],
     ) -> None:
         """Send the request for all of these blocks, in pieces that fit; each ACK is recorded at once."""
-        for at, count in _pieces(first, blocks):
+        for at, count in pieces(first, blocks):
             if at != first:
                 self.device.check_time(f"{request.name} of {blocks} blocks")
             answer = self.ask(request, self._address(at), count)
@@ -442,8 +472,14 @@ class Mem(Driver):
         """
         with self.session(self.device.seconds(timeout)):
             config = self.config()
-            plugged = self._survey(config)
-            if plugged.total != config.plugged_blocks:
+            pace = _Pace(self.device, self._room)
+            plugged, fits = survey(
+                config.usable_blocks,
+                config.plugged_blocks,
+                lambda asked: self._states(asked, pace, "which blocks are plugged"),
+                lambda seen, expected: self._senseless(Request.STATE, seen, expected),
+            )
+            if not fits:
                 self._finding("plugged_size is not the number of plugged blocks")
             if self.block_table.plugged != plugged:
                 lost = self.block_table.in_use.without(plugged)
@@ -451,41 +487,6 @@ class Mem(Driver):
                     self._finding("blocks in use were unplugged behind our back")
                 self.block_table.set_plugged(plugged)
             return plugged
-
-    def _survey(self, config: MemConfig) -> Ranges:
-        """Bisect where the state is MIXED, until all plugged blocks are found.
-
-        Every MIXED range has to turn out to hold a plugged block, and one that is not. So the requests are at most
-        one for each 65,535 blocks, and 32 for each of ``plugged_size / block_size`` blocks: no answers make them
-        more.
-        """
-        plugged = Ranges()
-        missing = config.plugged_blocks
-        begun = False
-        for piece in _pieces(0, config.usable_blocks):
-            if missing <= 0:
-                break
-            todo = [(*piece, False)]
-            while todo and missing > 0:
-                first, count, halved = todo.pop()
-                if halved:
-                    if not 0 < plugged.count(first, count) < count:
-                        seen = f"MIXED for {count} blocks, and one state for both halves"
-                        raise self._senseless(Request.STATE, seen, "MIXED where it is both")
-                    continue
-                if begun:
-                    self.device.check_time("which blocks are plugged")
-                begun = True
-                state = self._state(first, count)
-                if state is State.PLUGGED:
-                    plugged.add(first, count)
-                    missing -= count
-                elif state is State.MIXED:
-                    if count == 1:
-                        raise self._senseless(Request.STATE, "MIXED for one block", "PLUGGED or UNPLUGGED")
-                    half = count // 2
-                    todo += [(first, count, True), (first + half, count - half, False), (first, half, False)]
-        return plugged
 
     def _compare(self) -> None:
         """5.15.4.2: plugged_size follows our requests without a notification; if it does not, read all states."""
@@ -538,7 +539,22 @@ def jittered(seconds: float, clock: Clock) -> float:
     return seconds * (0.75 + 0.5 * clock.random())
 
 
-def _pieces(first: int, count: int) -> Iterator[tuple[int, int]]:
-    """The blocks of each request: nb_blocks is 16 bits wide."""
-    most = spec.MAX_BLOCKS
-    return ((first + at, min(most, count - at)) for at in range(0, count, most))
+class _Pace:
+    """How many requests to have with a device at once: as many as it answers in half of the time that is left.
+
+    So a device that is slow and answers each request in time is never owed an answer when the call's time is over.
+    """
+
+    def __init__(self, device: Device, most: int) -> None:
+        self._device = device
+        self._most = most
+        self._begin = device.clock.monotonic()
+        self.answers = 0
+        """Answers so far."""
+
+    def at_once(self) -> int:
+        """Return how many requests to send next: one at first."""
+        if not self.answers:
+            return 1
+        each = (self._device.clock.monotonic() - self._begin) / self.answers
+        return max(1, min(self._most, int(self._device.seconds(None) / 2 / each))) if each else self._most

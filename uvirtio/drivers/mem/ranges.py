@@ -12,12 +12,13 @@ BlockRange = tuple[int, int]
 class Ranges:
     """A mutable set of integers, kept as sorted ranges that neither overlap nor touch; iterates over these."""
 
-    __slots__ = ("_ends", "_starts")
+    __slots__ = ("_ends", "_starts", "_total")
 
     def __init__(self, runs: Iterable[BlockRange] = ()) -> None:
         """Make the union of ``runs``, which may overlap."""
         self._starts: list[int] = []
         self._ends: list[int] = []
+        self._total = 0
         for first, count in runs:
             self.add(first, count)
 
@@ -45,7 +46,7 @@ class Ranges:
     @property
     def total(self) -> int:
         """How many numbers are in the set."""
-        return sum(self._ends) - sum(self._starts)
+        return self._total
 
     @property
     def runs(self) -> int:
@@ -55,7 +56,7 @@ class Ranges:
     def copy(self) -> Ranges:
         """Return an independent copy."""
         made = Ranges()
-        made._starts, made._ends = self._starts.copy(), self._ends.copy()
+        made._starts, made._ends, made._total = self._starts.copy(), self._ends.copy(), self._total
         return made
 
     def add(self, first: int, count: int) -> None:
@@ -68,6 +69,7 @@ class Ranges:
         if low < high:
             first = min(first, self._starts[low])
             end = max(end, self._ends[high - 1])
+        self._total += end - first - self._sum(low, high)
         self._starts[low:high] = [first]
         self._ends[low:high] = [end]
 
@@ -87,8 +89,12 @@ class Ranges:
         if self._ends[high - 1] > end:
             starts.append(end)
             ends.append(self._ends[high - 1])
+        self._total += sum(ends) - sum(starts) - self._sum(low, high)
         self._starts[low:high] = starts
         self._ends[low:high] = ends
+
+    def _sum(self, low: int, high: int) -> int:
+        return sum(self._ends[low:high]) - sum(self._starts[low:high])
 
     def within(self, first: int, count: int) -> Iterator[BlockRange]:
         """Yield the parts of the set within ``first`` .. ``first + count - 1``, ascending."""
@@ -122,7 +128,4 @@ class Ranges:
 
     def without(self, other: Ranges) -> Ranges:
         """Return a new set: this one without the numbers of ``other``."""
-        made = self.copy()
-        for first, count in other:
-            made.remove(first, count)
-        return made
+        return Ranges(rest for first, count in self for rest in other.gaps(first, count))

@@ -92,10 +92,10 @@ class Transmitter:
         """
         if not frames:
             return
-        lengths = list(map(len, frames))
+        lengths = set(map(len, frames))
         if min(lengths) < spec.ETHERNET_HEADER or max(lengths) > self._untagged:
-            for frame, length in zip(frames, lengths, strict=True):
-                self._check_length(frame, length)
+            for frame in frames:
+                self._check_length(frame, len(frame))
         if Frame in set(map(type, frames)):
             for frame in frames:
                 if isinstance(frame, Frame) and frame.header != WHOLE:
