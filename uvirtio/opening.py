@@ -12,7 +12,6 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack, cast
 
-from uvirtio.device.log import register_trace
 from uvirtio.device.options import OpenKeywords, OpenOptions
 from uvirtio.errors import (
     BadAddress,
@@ -24,29 +23,21 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.host import addresses, denylist, limits, privilege
+from uvirtio.host import addresses, denylist, limits
 from uvirtio.host.addresses import Address
+from uvirtio.host.cpu import require_host
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.backend import (
-    MmioWindow,
-    PciFunction,
-    VdpaNode,
-    VhostUserNode,
-    WithoutIommu,
-)
-from uvirtio.interfaces.clock import KeepsTime
-from uvirtio.interfaces.transport import Transport
-from uvirtio.memory.access import require_host
-from uvirtio.memory.trace import Trace
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the rest is imported while QEMU starts
     from uvirtio.device.core import Device
+    from uvirtio.interfaces.backend import Backend, MmioWindow, VdpaNode, VhostUserNode
+    from uvirtio.interfaces.transport import Transport
+    from uvirtio.interfaces.values import Trace
 
-Opened = PciFunction | MmioWindow | VdpaNode | VhostUserNode
-"""What a back end returns for an open device."""
 
-
-def open(address: str | Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]) -> Device:
+def open(
+    address: str | Backend, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
+) -> Device:
     """Open and identify a virtio device. It is not reset, nothing is negotiated, and no driver is bound.
 
     Args:
@@ -77,8 +68,8 @@ def open(address: str | Opened, *, options: OpenOptions | None = None, **keyword
 
 
 def open_function(
-    address: str | Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
-) -> tuple[str, Opened]:
+    address: str | Backend, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
+) -> tuple[str, Backend]:
     """The first half of ``open``: find the back end for an address, and open what is there.
 
     Args:
@@ -101,7 +92,7 @@ def open_function(
         return canonical, _recorded(canonical, found, options)
 
 
-def _opened(address: str | Opened, options: OpenOptions) -> tuple[str, Opened]:
+def _opened(address: str | Backend, options: OpenOptions) -> tuple[str, Backend]:
     if not isinstance(address, str):
         handed = _handed_over(address)
         return handed.address, handed
@@ -151,7 +142,7 @@ def chosen(options: OpenOptions | None, keywords: OpenKeywords) -> OpenOptions:
     return options.merged(keywords)
 
 
-def _handed_over(found: object) -> Opened:
+def _handed_over(found: object) -> Backend:
     """The object that a caller gave instead of an address, if it is what a back end returns.
 
     Raises:
@@ -160,7 +151,7 @@ def _handed_over(found: object) -> Opened:
     if getattr(found, "bus", None) in ("pci", "mmio", "vdpa", "vhost-user") and callable(
         getattr(found, "dma", None)
     ):
-        return cast(Opened, found)
+        return cast("Backend", found)
     raise Misuse(
         f"{found!r} cannot be opened",
         seen=type(found).__name__,
@@ -174,7 +165,7 @@ class _Family(NamedTuple):
     """One form of address: the back ends that can open it, and the function that does."""
 
     backends: tuple[str, ...]
-    open: Callable[[str, OpenOptions], tuple[str, Opened]]
+    open: Callable[[str, OpenOptions], tuple[str, Backend]]
 
 
 def _family(address: Address) -> _Family:
@@ -212,30 +203,29 @@ def _openable(text: str, roots: Roots) -> Address:
     return address
 
 
-def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Opened]:
+def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Backend]:
     denylist.check([address], options.roots)
-    from uvirtio.backends import qemu
+    from uvirtio.backends.qemu.single import open_address
 
     def meanwhile(bus: str) -> None:
         """Import what comes next: that takes about as long as QEMU's start."""
         import_module("uvirtio.device.core")
-        for name in ("mmio",) if bus == "mmio" else ("pci", "pci_legacy"):
-            import_module(f"uvirtio.transports.{name}")
+        import_module(f"uvirtio.transports.{bus}")
 
-    return address, qemu.open_address(address, timeout=options.timeout, meanwhile=meanwhile)
+    return address, open_address(address, timeout=options.timeout, meanwhile=meanwhile)
 
 
-def _open_scripted(address: str, options: OpenOptions) -> tuple[str, Opened]:
+def _open_scripted(address: str, options: OpenOptions) -> tuple[str, Backend]:
     denylist.check([address], options.roots)
     from uvirtio.scripted import address as scripted
 
-    return address, cast(Opened, scripted.build(address))
+    return address, cast("Backend", scripted.build(address))
 
 
 _VFIO_WAYS: dict[str, Literal["group", "cdev"]] = {"vfio-group": "group", "vfio-cdev": "cdev"}
 
 
-def _open_pci(address: str, options: OpenOptions) -> tuple[str, Opened]:
+def _open_pci(address: str, options: OpenOptions) -> tuple[str, Backend]:
     from uvirtio.host import drivers, sysfs
 
     # A line of the deny list may name the node, which does not lead back to the function everywhere.
@@ -264,7 +254,7 @@ def _open_pci(address: str, options: OpenOptions) -> tuple[str, Opened]:
     )
 
 
-def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
+def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Backend]:
     denylist.check([address], options.roots)
     from uvirtio.backends import devmem
     from uvirtio.binding import discover
@@ -279,6 +269,8 @@ def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
         return address, devmem.DevmemWindow.open(address, base, 0, options.roots, unsafe_dma=options.unsafe_dma)
     denylist.check(found.names, options.roots)
     if found.window is None:
+        from uvirtio.host import privilege
+
         raise PermissionLack(
             f"the address of {found.address} is hidden",
             seen="/proc/iomem shows none to this user",
@@ -296,7 +288,7 @@ def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
     return found.address, window
 
 
-def _open_vdpa(address: str, options: OpenOptions) -> tuple[str, Opened]:
+def _open_vdpa(address: str, options: OpenOptions) -> tuple[str, Backend]:
     denylist.check([address], options.roots)
     from uvirtio.backends import vhost_vdpa
     from uvirtio.host import sysfs
@@ -308,7 +300,7 @@ def _open_vdpa(address: str, options: OpenOptions) -> tuple[str, Opened]:
     return node, vhost_vdpa.VhostVdpaNode.open(node, options.roots)
 
 
-def _open_vhost_user(address: str, options: OpenOptions) -> tuple[str, Opened]:
+def _open_vhost_user(address: str, options: OpenOptions) -> tuple[str, Backend]:
     from uvirtio.backends import vhost_user
 
     target = vhost_user.parse(address)
@@ -317,7 +309,7 @@ def _open_vhost_user(address: str, options: OpenOptions) -> tuple[str, Opened]:
 
 
 def identify(
-    address: str, found: Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
+    address: str, found: Backend, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
 ) -> Device:
     """The second half of ``open``: put the transport for its bus on what a back end opened.
 
@@ -339,6 +331,8 @@ def identify(
     """
     options = chosen(options, keywords)
     try:
+        from uvirtio.device.log import register_trace
+
         require_host()
         found = _recorded(address, found, options)
         trace = register_trace(address, options.trace)
@@ -347,6 +341,7 @@ def identify(
         found.close()
         raise
     from uvirtio.device.core import Device
+    from uvirtio.interfaces.backend import WithoutIommu
 
     device = Device(address, transport, options)
     if isinstance(found, WithoutIommu):
@@ -354,10 +349,14 @@ def identify(
     return device
 
 
-def _recorded(address: str, found: Opened, options: OpenOptions) -> Opened:
+def _recorded(address: str, found: Backend, options: OpenOptions) -> Backend:
     """What stands for a back end's object where it is to be recorded, and is not yet; else the object itself."""
     record = options.record
-    if record is None or isinstance(found, KeepsTime):
+    if record is None:
+        return found
+    from uvirtio.interfaces.clock import KeepsTime
+
+    if isinstance(found, KeepsTime):
         return found
     try:
         if isinstance(record, (str, os.PathLike)):
@@ -370,18 +369,21 @@ def _recorded(address: str, found: Opened, options: OpenOptions) -> Opened:
         raise
 
 
-def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transport:
+def _transport(found: Backend, trace: Trace | None, force_legacy: bool) -> Transport:
     if found.bus == "vhost-user":
         return _over_vhost_user(found, trace, force_legacy)
     if found.bus == "vdpa":
         return _over_vdpa(found, trace, force_legacy)
     if found.bus == "mmio":
         return _over_mmio(found, trace, force_legacy)
-    from uvirtio.transports.pci import PciModern
-    from uvirtio.transports.pci_legacy import PciLegacy, is_legacy_only
+    from uvirtio.transports.pci_base import is_legacy_only
 
     if force_legacy or is_legacy_only(found):
+        from uvirtio.transports.pci_legacy import PciLegacy
+
         return PciLegacy(found, trace=trace)
+    from uvirtio.transports.pci import PciModern
+
     return PciModern(found, trace=trace)
 
 

@@ -14,13 +14,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 from uvirtio import opening
-from uvirtio.backends.qemu import Machine as _Machine
-from uvirtio.backends.qemu import QemuFunction, QemuMmioWindow, QemuPciFunction
+from uvirtio.backends.qemu.function import QemuPciFunction
+from uvirtio.backends.qemu.machine import Machine as _Machine
+from uvirtio.backends.qemu.mmio import QemuMmioWindow
 from uvirtio.device import OpenOptions
 from uvirtio.errors import Busy
 
 if TYPE_CHECKING:
     from uvirtio.device import Device, OpenKeywords
+
+QemuFunction = QemuPciFunction | QemuMmioWindow
+"""A device of a machine: a PCI function, or a virtio-mmio window."""
 
 __all__ = ["Machine", "QemuFunction", "QemuMmioWindow", "QemuPciFunction"]
 

@@ -17,9 +17,11 @@ import pytest
 
 from tests.support.polling import readable
 from tests.support.virtio_state import state
-from uvirtio.backends.qemu import Machine, QemuPciFunction, open_address
+from uvirtio.backends.qemu.function import QemuPciFunction
+from uvirtio.backends.qemu.machine import Machine
 from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.backends.qemu.qmp import Qmp
+from uvirtio.backends.qemu.single import open_address
 from uvirtio.errors import (
     CapabilityError,
     Closed,
@@ -611,7 +613,7 @@ def test_a_killed_parent_leaves_no_qemu(way: str, tmp_path: Path) -> None:
         )
         path = str(tmp_path)
     code = (
-        "from uvirtio.backends.qemu import Machine\n"
+        "from uvirtio.backends.qemu.machine import Machine\n"
         "print(Machine(devices=['virtio-rng-pci']).pid, flush=True)\n"
         "input()\n"
     )

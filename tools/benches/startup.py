@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import uvirtio
 from benches import measure
 from benches.measure import Section
 
@@ -34,12 +35,12 @@ def run(runs: int, quick: bool) -> Section:
         (Path(empty) / "sys").mkdir()
         # Compiled once, as where it is installed; whoever runs this may have forbidden that.
         compiled = {**os.environ, "PYTHONPYCACHEPREFIX": f"{empty}/compiled", "PYTHONDONTWRITEBYTECODE": ""}
+        compiled["PYTHONPATH"] = str(Path(uvirtio.__file__).parents[1])
         computed: dict[tuple[str, ...], list[float]] = {}
 
         def process(*argv: str) -> bytes:
-            done = subprocess.run(
-                argv, capture_output=True, timeout=60, check=True, env={**os.environ, **compiled}
-            )
+            # Elsewhere: python -c would import the uvirtio of this directory, whatever PYTHONPATH says.
+            done = subprocess.run(argv, capture_output=True, timeout=60, check=True, env=compiled, cwd=empty)
             return done.stdout
 
         def python(*argv: str) -> float:

@@ -8,7 +8,6 @@ signals, by file descriptors, that it has ended.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
@@ -98,6 +97,8 @@ class ChildProcess:
             # Runs nothing of Python between fork and exec, which is safe beside other threads.
             command = [setpriv, "--pdeathsig", "KILL", "--", *command]
         else:
+            import ctypes
+
             prctl = ctypes.CDLL(None).prctl
 
             def before() -> object:

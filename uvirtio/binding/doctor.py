@@ -21,11 +21,11 @@ from uvirtio.binding.discover import scan, unlisted
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
 from uvirtio.host import cpu, denylist, memory, modules, pressure, privilege, process, remedies, sysfs
+from uvirtio.host.cpu import require_host
 from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.proc import interrupt_chips, kernel_release
 from uvirtio.host.roots import Roots
-from uvirtio.memory.access import require_host
 from uvirtio.memory.fence import full_fence
 
 __all__ = ["Check", "checks"]

@@ -21,12 +21,13 @@ from uvirtio.conform.trial import Consent, Pace, ResetMissed, Trial
 from uvirtio.conform.verdict import BAD, Good, Kind, Severity, Unfit, Verdict, Violated
 from uvirtio.device import Device, OpenOptions
 from uvirtio.errors import DeviceAbsent, UvirtioError
+from uvirtio.interfaces.backend import Backend
 from uvirtio.scripted.memory import StrayAccess
 from uvirtio.spec.status import Status, describe
 
 LOG_LINES: Final = 1000
 
-Source = str | opening.Opened | Callable[[], opening.Opened]
+Source = str | Backend | Callable[[], Backend]
 """An address; what a back end opened; or a function that opens it anew, each time that it is called."""
 
 
@@ -89,7 +90,7 @@ class Bench:
         self._source = source
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._told = options.trace
-        self._options = replace(options, trace=self._trace)
+        self._options = options.merged({"trace": self._trace})
         self._opened = opened
         self._check = check
         self._device: Device | None = None

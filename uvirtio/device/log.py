@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from uvirtio.memory.trace import Trace
+from uvirtio.interfaces.values import Trace
 
 if TYPE_CHECKING:
     from logging import Logger

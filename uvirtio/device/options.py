@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypedDict, get_args
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from uvirtio.errors import UsageError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.recording import Records, Replays
-from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode
-from uvirtio.memory.trace import Trace
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode, Trace
 
 RingChoice = Literal["auto", "split", "packed"]
 """The ring format: ``auto`` is packed where it is offered, as 6.1 recommends."""
@@ -37,8 +36,7 @@ class OpenKeywords(TypedDict, total=False):
     replay: Replays | None
 
 
-@dataclass(frozen=True, slots=True)
-class OpenOptions:
+class OpenOptions(NamedTuple):
     """How to open a device, and what its driver may use.
 
     Raises:
@@ -76,7 +74,7 @@ class OpenOptions:
     without: Sequence[str] = ()
     """Feature bits that are not accepted although the driver knows them: names of the standard, or numbers."""
 
-    roots: Roots = field(default_factory=Roots)
+    roots: Roots = Roots()
     """Where ``/sys``, ``/proc``, ``/dev``, ``/run`` and ``/etc`` are read."""
 
     trace: Trace | None = None
@@ -87,32 +85,6 @@ class OpenOptions:
 
     replay: Replays | None = None
     """A ``uvirtio.trace.Replay`` that answers in place of the device at the address."""
-
-    def __post_init__(self) -> None:
-        _check(self.backend, "backend", isinstance(self.backend, str), "the name of a back end, or 'auto'")
-        clock = _number(self.timeout) and 0 < self.timeout <= TIMEOUT_MAX
-        _check(self.timeout, "timeout", clock, f"seconds, above 0, at most {TIMEOUT_MAX:g}")
-        modes = self.interrupts
-        known = isinstance(modes, Sequence) and all(isinstance(mode, InterruptMode) for mode in modes)
-        expected = "one or more of " + ", ".join(map(str, InterruptMode))
-        _check(modes, "interrupts", known and len(modes) > 0, expected)
-        object.__setattr__(self, "interrupts", tuple(modes))
-        _check(self.ring, "ring", self.ring in get_args(RingChoice), " or ".join(map(repr, get_args(RingChoice))))
-        _check(self.poll_us, "poll_us", _number(self.poll_us) and self.poll_us >= 0, "microseconds, 0 or more")
-        _check(self.vf_token, "vf_token", self.vf_token is None or _is_uuid(self.vf_token), "a UUID, or None")
-        words = isinstance(self.without, Sequence) and not isinstance(self.without, str)
-        words = words and all(isinstance(word, str) for word in self.without)
-        _check(self.without, "without", words, "a sequence of names of feature bits, such as ['EVENT_IDX']")
-        object.__setattr__(self, "without", tuple(self.without))
-        _check(self.roots, "roots", isinstance(self.roots, Roots), "a uvirtio.Roots")
-        _check(self.trace, "trace", self.trace is None or callable(self.trace), "a callable, or None")
-        records = (
-            self.record is None or isinstance(self.record, (str, os.PathLike)) or hasattr(self.record, "recorded")
-        )
-        _check(self.record, "record", records, "the name of a file, or a uvirtio.trace.Recorder")
-        _check(
-            self.replay, "replay", self.replay is None or hasattr(self.replay, "next_device"), "a Replay, or None"
-        )
 
     def merged(self, keywords: OpenKeywords) -> OpenOptions:
         """A copy of these options with some replaced.
@@ -129,7 +101,49 @@ class OpenOptions:
         changes: dict[str, Any] = {**keywords}
         if changes.get("roots", self) is None:
             del changes["roots"]
-        return replace(self, **changes) if changes else self
+        return OpenOptions(**{**self._asdict(), **changes}) if changes else self
+
+
+_make: Callable[..., OpenOptions] = OpenOptions.__new__
+
+
+@wraps(_make)
+def _new(cls: type[OpenOptions], *given: Any, **named: Any) -> OpenOptions:
+    return _checked(_make(cls, *given, **named))
+
+
+OpenOptions.__new__ = _new  # type: ignore[method-assign,assignment]  # which a NamedTuple cannot say in its body
+
+
+def _checked(given: OpenOptions) -> OpenOptions:
+    """The options, with sequences that nothing changes any more.
+
+    Raises:
+        UsageError: An option has a value that it cannot have.
+    """
+    _check(given.backend, "backend", isinstance(given.backend, str), "the name of a back end, or 'auto'")
+    clock = _number(given.timeout) and 0 < given.timeout <= TIMEOUT_MAX
+    _check(given.timeout, "timeout", clock, f"seconds, above 0, at most {TIMEOUT_MAX:g}")
+    modes = given.interrupts
+    known = isinstance(modes, Sequence) and all(isinstance(mode, InterruptMode) for mode in modes)
+    expected = "one or more of " + ", ".join(map(str, InterruptMode))
+    _check(modes, "interrupts", known and len(modes) > 0, expected)
+    _check(given.ring, "ring", given.ring in get_args(RingChoice), " or ".join(map(repr, get_args(RingChoice))))
+    _check(given.poll_us, "poll_us", _number(given.poll_us) and given.poll_us >= 0, "microseconds, 0 or more")
+    _check(given.vf_token, "vf_token", given.vf_token is None or _is_uuid(given.vf_token), "a UUID, or None")
+    words = isinstance(given.without, Sequence) and not isinstance(given.without, str)
+    words = words and all(isinstance(word, str) for word in given.without)
+    _check(given.without, "without", words, "a sequence of names of feature bits, such as ['EVENT_IDX']")
+    _check(given.roots, "roots", isinstance(given.roots, Roots), "a uvirtio.Roots")
+    _check(given.trace, "trace", given.trace is None or callable(given.trace), "a callable, or None")
+    records = (
+        given.record is None or isinstance(given.record, (str, os.PathLike)) or hasattr(given.record, "recorded")
+    )
+    _check(given.record, "record", records, "the name of a file, or a uvirtio.trace.Recorder")
+    _check(
+        given.replay, "replay", given.replay is None or hasattr(given.replay, "next_device"), "a Replay, or None"
+    )
+    return given._replace(interrupts=tuple(modes), without=tuple(given.without))
 
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)

@@ -26,11 +26,11 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
+from uvirtio.host.cpu import require_host
 from uvirtio.interfaces.backend import GuestMachine, Hurries
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.recording import Witnesses
 from uvirtio.interfaces.transport import Transport
-from uvirtio.memory.access import require_host
 from uvirtio.memory.clock import clock_of
 from uvirtio.memory.forks import made_here
 from uvirtio.spec import features as f

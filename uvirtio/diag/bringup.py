@@ -20,7 +20,7 @@ from uvirtio.diag.beside import Beside, View
 from uvirtio.diag.causes import Cause
 from uvirtio.diag.report import VIEW, Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError, shortened
-from uvirtio.interfaces.backend import WithoutIommu
+from uvirtio.interfaces.backend import Backend, WithoutIommu
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.spec import field_bits
@@ -62,7 +62,7 @@ def steps_of(beside: Beside | None) -> dict[str, str]:
 
 
 def diagnose(
-    address: str | opening.Opened,
+    address: str | Backend,
     *,
     options: dev.OpenOptions | None = None,
     on_step: OnStep | None = None,
@@ -107,7 +107,7 @@ def diagnose(
 
 def diagnose_function(
     address: str,
-    open_function: Callable[[], tuple[str, opening.Opened]],
+    open_function: Callable[[], tuple[str, Backend]],
     *,
     options: dev.OpenOptions | None = None,
     on_step: OnStep | None = None,

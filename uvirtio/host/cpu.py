@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection
+
+from uvirtio.errors import NotSupported
 
 _X86 = frozenset({"x86_64", "AMD64", "i686", "i586", "i486", "i386"})
 _ARM64 = frozenset({"aarch64", "arm64", "aarch64_be"})
@@ -68,3 +71,25 @@ def isolates_interrupts(chips: Collection[str], name: str | None = None) -> bool
             return True
         return False if any(chip.startswith(("GICv2", "GIC-0")) for chip in chips) else None
     return None
+
+
+def require_host() -> None:
+    """Check that views of shared memory are what ``memory.access`` takes them for: little-endian, under CPython.
+
+    Raises:
+        NotSupported: The host is big-endian, or the interpreter is another one.
+    """
+    if sys.implementation.name != "cpython":
+        raise NotSupported(
+            "uvirtio drives devices under CPython alone",
+            seen=f"{sys.implementation.name}, Python {'.'.join(map(str, sys.version_info[:3]))}",
+            expected="cpython: it stores a register or an index of a ring by one instruction, PyPy byte by byte, "
+            "and a device could see half of it",
+            remedy="run it with CPython 3.11 or later; list, inspect, plan and doctor work with this interpreter",
+        )
+    if sys.byteorder != "little":
+        raise NotSupported(
+            "this host is big-endian, and uvirtio's views of shared memory are little-endian",
+            seen=sys.byteorder,
+            expected="little",
+        )

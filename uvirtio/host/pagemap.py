@@ -7,7 +7,6 @@ import sys
 from array import array
 
 from uvirtio.errors import PagemapHidden
-from uvirtio.host import privilege
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.spec.page import VIRTIO_PAGE
@@ -96,6 +95,8 @@ class Pagemap:
             raise self._hidden(os.strerror(error.errno or 0), "a readable file") from error
 
     def _hidden(self, seen: str, expected: str) -> PagemapHidden:
+        from uvirtio.host import privilege  # here: the start of QEMU does without
+
         return PagemapHidden(
             f"{self._path} does not tell physical addresses",
             seen=seen,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from uvirtio.interfaces.backend import Backend
-from uvirtio.interfaces.memory import Event
+if TYPE_CHECKING:
+    from uvirtio.interfaces.backend import Backend
+    from uvirtio.interfaces.memory import Event
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -33,3 +34,7 @@ class BarInfo(NamedTuple):
     index: int  # type: ignore[assignment]  # a tuple has a method of this name
     size: int
     is_io: bool
+
+
+Trace = Callable[[str], None]
+"""Called with one line of text for each register access and kick."""

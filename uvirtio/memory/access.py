@@ -17,13 +17,12 @@ is little-endian throughout (1.4 of the standard).
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from functools import cache
 from struct import Struct
 from typing import Any, Protocol
 
-from uvirtio.errors import Closed, DeviceGone, Misuse, NotSupported
+from uvirtio.errors import Closed, DeviceGone, Misuse
 from uvirtio.interfaces.memory import Registers
 from uvirtio.memory.fence import order_fence
 
@@ -32,28 +31,6 @@ class Buffer(Protocol):
     """Objects with the buffer protocol: an mmap, a bytearray, another memoryview."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
-
-
-def require_host() -> None:
-    """Check that views of shared memory mean here what this module takes them for: little-endian, under CPython.
-
-    Raises:
-        NotSupported: The host is big-endian, or the interpreter is another one.
-    """
-    if sys.implementation.name != "cpython":
-        raise NotSupported(
-            "uvirtio drives devices under CPython alone",
-            seen=f"{sys.implementation.name}, Python {'.'.join(map(str, sys.version_info[:3]))}",
-            expected="cpython: it stores a register or an index of a ring by one instruction, PyPy byte by byte, "
-            "and a device could see half of it",
-            remedy="run it with CPython 3.11 or later; list, inspect, plan and doctor work with this interpreter",
-        )
-    if sys.byteorder != "little":
-        raise NotSupported(
-            "this host is big-endian, and uvirtio's views of shared memory are little-endian",
-            seen=sys.byteorder,
-            expected="little",
-        )
 
 
 def words16(memory: memoryview, offset: int, count: int) -> memoryview:

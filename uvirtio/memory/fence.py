@@ -15,7 +15,6 @@ looks at the instructions that each fence executes.
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
 import sys
@@ -69,6 +68,8 @@ def libatomic_fence() -> Fence:
     Raises:
         NotSupported: The library is not installed.
     """
+    import ctypes  # here: x86 does without
+
     try:
         library = ctypes.PyDLL("libatomic.so.1")
         function = library.atomic_thread_fence

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from uvirtio.interfaces.memory import Doorbell, Registers
+from uvirtio.interfaces.values import Trace
 from uvirtio.memory.access import ForwardedRegisters
-
-Trace = Callable[[str], None]
 
 
 class Naming(Protocol):

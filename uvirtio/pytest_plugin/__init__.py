@@ -23,7 +23,7 @@ from uvirtio.errors import EnvironmentLack, Misuse, QemuMissing, UvirtioError
 
 if TYPE_CHECKING:
     from uvirtio.device import Device, OpenKeywords, OpenOptions
-    from uvirtio.opening import Opened
+    from uvirtio.interfaces.backend import Backend
     from uvirtio.pytest_plugin.bench import Bench
     from uvirtio.pytest_plugin.lab import LabVm
     from uvirtio.qemu import Machine
@@ -41,7 +41,7 @@ class OpenDevice(Protocol):
     """What ``virtio_device`` is."""
 
     def __call__(
-        self, address: str | Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
+        self, address: str | Backend, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
     ) -> Device:
         """Open a device; see the fixture."""
 
@@ -253,7 +253,7 @@ def virtio_device(request: pytest.FixtureRequest, _uvirtio_bench: Bench) -> Open
     """
 
     def open_device(
-        address: str | Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
+        address: str | Backend, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
     ) -> Device:
         if isinstance(address, str):
             address = _whole(address)

@@ -18,9 +18,9 @@ from uvirtio.device import Device, OpenKeywords, OpenOptions
 from uvirtio.device.evidence import of_queue
 from uvirtio.errors import UvirtioError
 from uvirtio.host.roots import Roots
+from uvirtio.interfaces.backend import Backend
 from uvirtio.interfaces.clock import KeepsTime
-from uvirtio.memory.trace import Trace
-from uvirtio.opening import Opened
+from uvirtio.interfaces.values import Trace
 from uvirtio.pytest_plugin.lab import LabVm
 from uvirtio.qemu import Machine, QemuFunction
 from uvirtio.scripted.address import PREFIX, build
@@ -51,7 +51,7 @@ class Bench:
     # --- what fixtures return ---------------------------------------------------------------------------------
 
     def open(
-        self, address: str | Opened, options: OpenOptions | None, keywords: OpenKeywords, *, hostile: bool = False
+        self, address: str | Backend, options: OpenOptions | None, keywords: OpenKeywords, *, hostile: bool = False
     ) -> Device:
         """Open a device, traced; it is closed with the bench.
 
@@ -202,7 +202,7 @@ def forget(folder: Path) -> None:
         folder.rmdir()
 
 
-def _name(address: str | Opened) -> str:
+def _name(address: str | Backend) -> str:
     return address if isinstance(address, str) else address.address
 
 

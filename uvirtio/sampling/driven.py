@@ -10,6 +10,7 @@ from uvirtio.device.evidence import SAYS, of_queue
 from uvirtio.diag import datapath
 from uvirtio.diag.probes.outcome import PathResult
 from uvirtio.errors import UvirtioError
+from uvirtio.interfaces.backend import Backend
 from uvirtio.sampling.sample import QueueSample, Sample, Stopped, Tell, rate
 from uvirtio.spec import device_config
 from uvirtio.spec import features as f
@@ -29,7 +30,7 @@ class Driven:
 
     def __init__(
         self,
-        address: str | opening.Opened,
+        address: str | Backend,
         options: OpenOptions,
         *,
         interval: float,

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from uvirtio.errors import ConfigError, QueueError
 from uvirtio.interfaces.backend import Backend
 from uvirtio.interfaces.memory import DmaSpace
-from uvirtio.interfaces.values import InterruptMode
-from uvirtio.memory.trace import Trace
+from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.transports.interrupt_modes import choose_mode
 
 

@@ -22,9 +22,9 @@ from uvirtio.errors import (
 from uvirtio.interfaces.backend import MmioWindow, after_removal
 from uvirtio.interfaces.memory import Doorbell, Event, Registers
 from uvirtio.interfaces.transport import Causes, QueueLayout
-from uvirtio.interfaces.values import InterruptMode
+from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.memory.access import read_field, write_field
-from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
+from uvirtio.memory.trace import TracedDoorbell, TracedRegisters
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio
 from uvirtio.spec.page import VIRTIO_PAGE

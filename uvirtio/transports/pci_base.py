@@ -12,10 +12,11 @@ from uvirtio.errors import DeviceGone, NotVirtio
 from uvirtio.interfaces.backend import Guarded, PciFunction, after_removal
 from uvirtio.interfaces.memory import Doorbell, Event, Registers
 from uvirtio.interfaces.transport import USED, Causes
-from uvirtio.interfaces.values import InterruptMode
+from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.memory.access import read_field, write_field
-from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
+from uvirtio.memory.trace import TracedDoorbell, TracedRegisters
 from uvirtio.spec import ids, pci
+from uvirtio.transports import pci_caps
 from uvirtio.transports.base import TransportBase
 from uvirtio.transports.doorbells import DataDoorbell, IndexDoorbell
 
@@ -37,6 +38,17 @@ def device_ids(function: PciFunction) -> tuple[int, int]:
     vendor = read(pci.CFG_VENDOR_ID, 2)
     refuse_all_ones(function, vendor, 16, "the PCI vendor id")
     return vendor, read(pci.CFG_DEVICE_ID, 2)
+
+
+def is_legacy_only(function: PciFunction) -> bool:
+    """Whether a function with a transitional device ID has none of the modern structures (4.1.5.1.1.1).
+
+    Raises:
+        DeviceGone: The function does not respond.
+    """
+    if not ids.is_transitional_pci(*device_ids(function)):
+        return False
+    return not pci_caps.modern(pci_caps.each_capability(config_reader(function)))
 
 
 def refuse_all_ones(function: PciFunction, value: int, bits: int, what: str) -> None:

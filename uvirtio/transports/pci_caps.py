@@ -108,16 +108,20 @@ def walk_capabilities(config: ConfigReader, bars: BarReader | None = None) -> li
         config: Reads configuration space, up to byte 0xff.
         bars: Reads the base address registers; None: they are unknown, and nothing is judged by them.
     """
-    found: list[VirtioCapability] = []
+    return list(each_capability(config, bars))
+
+
+def each_capability(config: ConfigReader, bars: BarReader | None = None) -> Iterator[VirtioCapability]:
+    """Yield the same one by one, so that no more is read than is asked for."""
     if config(pci.CFG_VENDOR_ID, 2) == 0xFFFF:
-        return [_fault(pci.CFG_VENDOR_ID, "configuration space reads all ones: the function does not respond")]
+        yield _fault(pci.CFG_VENDOR_ID, "configuration space reads all ones: the function does not respond")
+        return
     taken: set[tuple[int, int]] = set()
     for at, what in capability_list(config):
         if isinstance(what, str):
-            found.append(_fault(at, what))
+            yield _fault(at, what)
         elif what == pci.CapId.VENDOR:
-            found.append(_one(config, bars, at, taken))
-    return found
+            yield _one(config, bars, at, taken)
 
 
 def capability_list(config: ConfigReader) -> Iterator[tuple[int, int | str]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, Misuse, NotSupported
-from uvirtio.interfaces.backend import PciFunction
 from uvirtio.interfaces.memory import Doorbell, Registers
 from uvirtio.interfaces.transport import QueueLayout
 from uvirtio.spec import features as f
@@ -239,14 +238,3 @@ class PciLegacy(PciBase):
 
     def _read_isr(self) -> int:
         return self._header.read8(pci.LEGACY_ISR)
-
-
-def is_legacy_only(function: PciFunction) -> bool:
-    """Whether a function with a transitional device ID has none of the modern structures (4.1.5.1.1.1).
-
-    Raises:
-        DeviceGone: The function does not respond.
-    """
-    if not ids.is_transitional_pci(*device_ids(function)):
-        return False
-    return not pci_caps.modern(pci_caps.walk_capabilities(config_reader(function), function.bar))

@@ -23,10 +23,10 @@ from uvirtio.interfaces.backend import VdpaNode, VhostUserNode
 from uvirtio.interfaces.memory import Doorbell, Event
 from uvirtio.interfaces.recording import WatchesEvents
 from uvirtio.interfaces.transport import Causes, QueueLayout
-from uvirtio.interfaces.values import InterruptMode
+from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.memory.clock import clock_of
 from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
-from uvirtio.memory.trace import Trace, TracedDoorbell
+from uvirtio.memory.trace import TracedDoorbell
 from uvirtio.spec import features as f
 from uvirtio.spec import ids, status
 from uvirtio.transports.base import TransportBase

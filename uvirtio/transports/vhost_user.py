@@ -12,8 +12,7 @@ from collections.abc import Container, Sequence
 from uvirtio.interfaces.backend import VhostUserNode
 from uvirtio.interfaces.memory import Event
 from uvirtio.interfaces.transport import USED, Causes
-from uvirtio.interfaces.values import InterruptMode
-from uvirtio.memory.trace import Trace
+from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.spec import features as f
 from uvirtio.transports.vdpa import PACKED_BASE, Vdpa
 

@@ -7,9 +7,6 @@ device addresses, and each part has to be where the formula says.
 from __future__ import annotations
 
 from uvirtio.errors import MemoryScattered, Misuse
-from uvirtio.host import remedies
-from uvirtio.host.memory import huge_pages
-from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.interfaces.recording import WatchesWords
 from uvirtio.spec.ring import legacy_layout
@@ -102,6 +99,10 @@ def legacy_areas(index: int, size: int, dma: DmaSpace) -> list[Block]:
 
 
 def _scattered(index: int, size: int, total: int, seen: str) -> MemoryScattered:
+    from uvirtio.host import remedies  # here: only this error wants them
+    from uvirtio.host.memory import huge_pages
+    from uvirtio.host.roots import Roots
+
     pool = huge_pages(Roots())
     return MemoryScattered(
         f"queue {index} of a legacy interface needs {total} bytes in one piece for its {size} entries, "

@@ -20,9 +20,10 @@ from uvirtio.backends.qemu.address import (
     parse,
     ram_of,
 )
-from uvirtio.backends.qemu.machine import Machine, open_address
+from uvirtio.backends.qemu.machine import Machine
 from uvirtio.backends.qemu.models import MODELS, Model, is_big_endian
 from uvirtio.backends.qemu.process import check_target, target_of
+from uvirtio.backends.qemu.single import open_address
 from uvirtio.backends.qemu.supply import Supply, image_at, images_of, take_apart
 from uvirtio.errors import BadAddress, NotSupported, QemuMissing, UsageError, UvirtioError
 

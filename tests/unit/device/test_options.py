@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import math
 import typing
 from pathlib import Path
@@ -33,7 +32,7 @@ def test_the_keywords_of_open_are_the_fields_of_the_options():
 def test_the_options_are_frozen_and_compare_by_value():
     options = OpenOptions(timeout=1, interrupts=[InterruptMode.POLLING])
     assert options == OpenOptions(timeout=1, interrupts=(InterruptMode.POLLING,))
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         options.timeout = 2  # type: ignore[misc]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeSys
 from uvirtio import cli, opening
-from uvirtio.backends.qemu import parse as parse_qemu
+from uvirtio.backends.qemu.address import parse as parse_qemu
 from uvirtio.binding.bind import bind
 from uvirtio.binding.discover import find, scan
 from uvirtio.binding.restore import restore

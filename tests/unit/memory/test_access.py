@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.watchpoints import Seen, Unavailable, observe
 from uvirtio.errors import Closed, DeviceGone, Misuse, NotSupported
-from uvirtio.memory import access
+from uvirtio.host import cpu
 from uvirtio.memory.access import FdRegisters, MappedRegisters, words16, words32, words64
 
 SETUP = """
@@ -175,10 +175,10 @@ def test_closing_releases_the_mapping_and_stops_accesses():
 
 
 def test_a_big_endian_host_is_refused(monkeypatch: pytest.MonkeyPatch):
-    access.require_host()
-    monkeypatch.setattr(access.sys, "byteorder", "big")
+    cpu.require_host()
+    monkeypatch.setattr(cpu.sys, "byteorder", "big")
     with pytest.raises(NotSupported, match="big-endian"):
-        access.require_host()
+        cpu.require_host()
 
 
 # --- words --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
@@ -11,12 +11,14 @@ from uvirtio.backends.qemu.other_side import OtherSideOf
 from uvirtio.backends.qemu.parts import MachineParts
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.supply import memory_of
-from uvirtio.backends.qemu.vtd import PAGE, TranslatedDma
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.interfaces.values import BarInfo
-from uvirtio.memory.window import FileWindow
 from uvirtio.spec import pci as spec
+
+if TYPE_CHECKING:
+    from uvirtio.backends.qemu.vtd import TranslatedDma
+    from uvirtio.memory.window import FileWindow
 
 
 class QemuPciFunction(OtherSideOf):
@@ -208,6 +210,8 @@ class QemuPciFunction(OtherSideOf):
         iommu = self.machine.iommu
         if not translated or iommu is None:
             return QemuDma(self.machine.memory, translated)
+        from uvirtio.backends.qemu.vtd import PAGE, TranslatedDma  # here: few machines have an IOMMU
+
         domain = iommu.domain(self._access.devfn)
         if self._access.msix_size:
             # Its messages go to an address behind the IOMMU too: the one that sets the eventfds.

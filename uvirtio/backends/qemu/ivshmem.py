@@ -16,10 +16,13 @@ import select
 import socket
 import time
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from uvirtio.backends.qemu.pci import PciAccess
-from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.errors import Closed, DeviceGone, Misuse, QemuFailed
+
+if TYPE_CHECKING:
+    from uvirtio.backends.qemu.pci import PciAccess
+    from uvirtio.backends.qemu.process import QemuProcess
 
 VECTORS = 32
 """Number of eventfds each way. The last interrupt vector is reserved to find out whether QEMU has them all."""

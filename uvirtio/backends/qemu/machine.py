@@ -4,42 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from functools import partial
-from typing import Any, Self
+from contextlib import suppress
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Self
 
 from uvirtio.backends.qemu import address as addresses
-from uvirtio.backends.qemu import hotplug
 from uvirtio.backends.qemu.function import QemuPciFunction
-from uvirtio.backends.qemu.hotplug import Sockets
-from uvirtio.backends.qemu.ivshmem import VECTORS, Bells
-from uvirtio.backends.qemu.memory import GuestMemory
-from uvirtio.backends.qemu.mmio import QemuMmioWindow, transport_of
-from uvirtio.backends.qemu.models import GIB, MODELS, WHY_LITTLE, Model, is_big_endian, is_mmio
+from uvirtio.backends.qemu.ivshmem import Bells
+from uvirtio.backends.qemu.launch import Launch, check_device, port_name
+from uvirtio.backends.qemu.models import is_mmio
 from uvirtio.backends.qemu.pci import Bridge, HostBridge, PciAccess
 from uvirtio.backends.qemu.peer import Peer
-from uvirtio.backends.qemu.ports import RootPort
 from uvirtio.backends.qemu.process import (
-    QemuProcess,
-    check_socket_path,
     check_target,
     check_version,
-    find_binary,
-    halt_firmware,
-    target_of,
 )
 from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import Qtest
-from uvirtio.backends.qemu.supply import Part, Supply, image_at, images_of, take_apart
-from uvirtio.backends.qemu.vtd import Vtd
+from uvirtio.backends.qemu.supply import Part, image_at, take_apart
 from uvirtio.errors import (
-    BadAddress,
     Closed,
     DeviceGone,
     DeviceTimeout,
-    NotSupported,
     QemuFailed,
     UsageError,
     UvirtioError,
@@ -47,8 +34,13 @@ from uvirtio.errors import (
 from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
-QemuFunction = QemuPciFunction | QemuMmioWindow
-"""A device of a machine: a PCI function, or a virtio-mmio window."""
+if TYPE_CHECKING:
+    from uvirtio.backends.qemu import ports
+    from uvirtio.backends.qemu.hotplug import Sockets
+    from uvirtio.backends.qemu.mmio import QemuMmioWindow
+    from uvirtio.backends.qemu.vtd import Vtd
+
+    QemuFunction = QemuPciFunction | QemuMmioWindow
 
 
 class Machine:
@@ -101,44 +93,36 @@ class Machine:
             NotSupported: There is no such machine here, or it has no such IOMMU or ports.
             UsageError: A device or an image cannot be used; BadAddress says what is wrong with a device.
         """
-        if is_big_endian(machine):
-            raise NotSupported(
-                f"the machine {machine} is big-endian: {WHY_LITTLE}",
-                seen=machine,
-                expected=", ".join(MODELS),
-                remedy="use q35: qemu:virtio-rng-pci",
-            )
-        if machine not in MODELS:
-            raise NotSupported(
-                f"the machine {machine} is not known here",
-                seen=machine,
-                expected=", ".join(MODELS),
-                remedy="use q35: qemu:virtio-rng-pci",
-            )
-        self.model = MODELS[machine]
-        if ram is None:
-            ram = addresses.ram_of(machine)
-        _check_ram(ram, self.model)
-        if iommu not in self.model.iommus:
-            raise NotSupported(
-                f"the machine {machine} has no IOMMU of this kind here",
-                seen=f"iommu={iommu}",
-                expected=" or ".join(f"iommu={kind}" for kind in self.model.iommus),
-                remedy="q35 has iommu=intel; leave iommu= out elsewhere",
-            )
-        for device in devices:
-            _check_device(device, self.model, binary)
-        if root_ports:
-            hotplug.check_ports(self.model, root_ports, iommu)
-        images = images_of(devices, drives)
-        if qmp_path is not None:
-            check_socket_path(qmp_path)
-        self._program = find_binary(binary, self.model)
-        if is_big_endian(target_of(self._program)):
-            check_target(target_of(self._program), self.model, self._program)
-        self.name = machine
-        self.timeout = timeout
-        self._has_iommu = iommu != "none"
+        launch = Launch(
+            machine,
+            devices,
+            ram=ram,
+            legacy=legacy,
+            iommu=iommu,
+            binary=binary,
+            qmp_path=qmp_path,
+            timeout=timeout,
+            arguments=arguments,
+            drives=drives,
+            root_ports=root_ports,
+        )
+        if meanwhile is not None:
+            try:
+                meanwhile()
+            except BaseException:
+                launch.close()
+                raise
+        self._take_over(launch)
+
+    def _take_over(self, launch: Launch) -> None:
+        self.name = launch.name
+        self.model = launch.model
+        self.timeout = launch.timeout
+        self.memory = launch.memory
+        self.bells = launch.bells
+        self.process = launch.process
+        self._program = launch.program
+        self._supply = launch.supply
         self.iommu: Vtd | None = None
         """The IOMMU in front of devices with ``iommu_platform=on``."""
 
@@ -150,136 +134,43 @@ class Machine:
         """The Device that was made of a function last, by its id; ``uvirtio.qemu`` sets it."""
 
         self._closing = False
-        # Closed in reverse: first the sockets, then QEMU, then what it used.
-        self._resources = ExitStack()
+        self._resources = launch.resources
         try:
-            with limits.told(f"the machine {machine} cannot be started"):
-                self._supply = Supply(elsewhere=" ".join(arguments))
-                self._resources.callback(self._supply.close)
-                for device, image in zip(devices, images, strict=True):
-                    self._supply.add(device, image)
-                self._start(ram, legacy, qmp_path, arguments, root_ports, meanwhile)
+            with limits.told(f"the machine {self.name} cannot be started"):
+                self._connect(launch)
         except BaseException:
             self.close()
             raise
 
-    def _start(
-        self,
-        ram: int,
-        legacy: bool | None,
-        qmp_path: str | None,
-        arguments: Sequence[str],
-        root_ports: int,
-        meanwhile: Callable[[], None] | None,
-    ) -> None:
+    def _connect(self, launch: Launch) -> None:
         own = self._resources.callback
-        self.memory = GuestMemory(ram, self.model.ram)
-        own(self.memory.close)
-        self.bells = Bells()
-        own(self.bells.close)
-        with ExitStack() as inherited:
-            firmware = halt_firmware()
-            inherited.callback(os.close, firmware)
-            qtest_socket, qtest_far = socket.socketpair()
-            inherited.callback(qtest_far.close)
-            own(qtest_socket.close)
-            qmp_socket, qmp_far = socket.socketpair()
-            inherited.callback(qmp_far.close)
-            own(qmp_socket.close)
-            inherited.callback(self.bells.inherited.close)
-            command = self._command(
-                ram=ram,
-                legacy=legacy,
-                firmware=firmware,
-                qtest=qtest_far.fileno(),
-                qmp=qmp_far.fileno(),
-                qmp_path=qmp_path,
-                root_ports=root_ports,
-            )
-            fds = [firmware, qtest_far.fileno(), qmp_far.fileno(), self.bells.inherited.fileno(), self.memory.fd]
-            fds += self._supply.files.values()
-            fds += [peer.fileno() for peer in self._supply.peers.values()]
-            for peer in self._supply.peers.values():
-                inherited.callback(peer.started)
-            self.process = QemuProcess(self._program, [*command, *arguments], fds, timeout=self.timeout)
-            own(self.process.close)
-        if meanwhile is not None:
-            meanwhile()
-        self.qmp_client = Qmp(qmp_socket, timeout=self.timeout, why=self.process.autopsy)
+        self.qmp_client = Qmp(launch.qmp, timeout=self.timeout, why=self.process.autopsy)
         own(self.qmp_client.close)
-        self.qtest = Qtest(qtest_socket, timeout=self.timeout, why=self.process.autopsy)
+        self.qtest = Qtest(launch.qtest, timeout=self.timeout, why=self.process.autopsy)
         own(self.qtest.close)
         try:
             self.qmp_client.greet(self.timeout)
             check_version(self.qmp_client.version)
             check_target(self.qmp_client.execute("query-target")["arch"], self.model, self._program)
             self.memory.locate(self.qtest.read)
-            if self._has_iommu:
+            if launch.has_iommu:
+                from uvirtio.backends.qemu.vtd import Vtd
+
                 self.iommu = Vtd(self.qtest, self.memory)
-            self._find_functions(root_ports)
+            self._find_functions(launch.root_ports)
         except (DeviceGone, DeviceTimeout) as error:
             raise self._start_failed(error) from error
-
-    def _command(
-        self,
-        *,
-        ram: int,
-        legacy: bool | None,
-        firmware: int,
-        qtest: int,
-        qmp: int,
-        qmp_path: str | None,
-        root_ports: int,
-    ) -> list[str]:
-        model = self.model
-        machine = ",".join(
-            word for word in (model.board or self.name, "memory-backend=ram", model.options) if word
-        )
-        if ram > model.ram.split and model.split_option:
-            machine += f",{model.split_option}={model.ram.split}"
-        size = f"{ram >> 20}M"
-        if self._supply.slots:
-            # Space for aligning each piece to 1 GiB.
-            most = ram + self._supply.hotplug + self._supply.slots * GIB
-            size += f",slots={self._supply.slots},maxmem={most >> 20}M"
-        command = ["-machine", machine, "-accel", "tcg", "-m", size, *model.arguments]
-        if model.firmware:
-            command += ["-bios", _path(firmware)]
-        else:
-            command += ["-global", "cpu.start-powered-off=on"]
-        if legacy is not None:
-            command += ["-global", f"virtio-mmio.force-legacy={'on' if legacy else 'off'}"]
-        command += ["-no-user-config", "-nodefaults", "-display", "none"]
-        command += ["-object", f"memory-backend-file,id=ram,size={ram},mem-path={_path(self.memory.fd)},share=on"]
-        command += ["-chardev", f"socket,id=qtest,fd={qtest}", "-object", "qtest,id=qtest,chardev=qtest,log=none"]
-        command += ["-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp"]
-        if qmp_path is not None:
-            place = qmp_path.replace(",", ",,")
-            command += ["-chardev", f"socket,id=others,path={place},server=on,wait=off"]
-            command += ["-qmp", "chardev:others"]
-        if self._has_iommu:
-            command += ["-device", "intel-iommu,intremap=off"]  # before what is to be behind it
-        command += self._supply.arguments()
-        if model.pci is not None:
-            command += ["-chardev", f"socket,id=bells,fd={self.bells.inherited.fileno()}"]
-            command += ["-device", f"ivshmem-doorbell,id={Bells.ID},chardev=bells,vectors={VECTORS}"]
-            command += model.pci.native if root_ports else ()
-            for number in range(1, root_ports + 1):  # last, so that the others keep their slots
-                command += ["-device", f"pcie-root-port,id={_port(number)},chassis={number},slot={number}"]
-        return command
 
     def _find_functions(self, root_ports: int) -> None:
         self.qtest.intercept(self._controller())
         if self.model.pci is not None:
             self._bridge = HostBridge(self.qtest, self.model.pci)
             self._places = self._functions_of_qemu()
-            numbers = range(1, root_ports + 1)
-            ports = [RootPort(self._bridge, self._places[_port(n)], n, ident=_port(n)) for n in numbers]
-        else:
-            ports = []
-        self._sockets = Sockets(self.model, ports, self.qmp_client, self.qtest, self.timeout)
+        self._ports = self._root_ports(root_ports) if root_ports else []
         for part in self._supply.parts:
             if is_mmio(part.device):
+                from uvirtio.backends.qemu.mmio import QemuMmioWindow, transport_of
+
                 assert self.model.mmio is not None
                 transport = transport_of(self.qmp_client, part.id, self.model.mmio)
                 address = self._address(part)
@@ -287,6 +178,18 @@ class Machine:
                 self.functions.append(window)
             else:
                 self.functions.append(self._on_root_bus(part))
+
+    def _root_ports(self, count: int) -> list[ports.RootPort]:
+        from uvirtio.backends.qemu import ports
+
+        names = {number: port_name(number) for number in range(1, count + 1)}
+        return [ports.RootPort(self._bridge, self._places[name], n, ident=name) for n, name in names.items()]
+
+    @cached_property
+    def _sockets(self) -> Sockets:
+        from uvirtio.backends.qemu.hotplug import Sockets  # here: few machines plug
+
+        return Sockets(self.model, self._ports, self.qmp_client, self.qtest, self.timeout)
 
     def _on_root_bus(self, part: Part) -> QemuPciFunction:
         if part.id not in self._places:
@@ -442,7 +345,7 @@ class Machine:
             UsageError: The device or the image cannot be used.
         """
         self._check()
-        _check_device(device, self.model, self._program)
+        check_device(device, self.model, self._program)
         port = self._sockets.free(device)
         part = self._supply.add(device, None if drive is None else image_at(drive), late=True)
         try:
@@ -481,6 +384,8 @@ class Machine:
         function.wake()
 
     def _take_out(self, ident: str) -> None:
+        from uvirtio.backends.qemu import hotplug
+
         self._sockets.take_out(ident, self._places.get(ident, 0))
         for part in [part for part in self._supply.parts if part.id == ident]:
             hotplug.withdraw(self.qmp_client, part)
@@ -536,84 +441,16 @@ class Machine:
         self.close()
 
 
-def open_address(
-    address: str, timeout: float = DEFAULT_TIMEOUT, meanwhile: Callable[[str], None] | None = None
-) -> QemuFunction:
-    """Start the machine of a ``qemu:`` address; it ends when the function is closed.
+def take_over(launch: Launch) -> Machine:
+    """Make the machine of a QEMU that was started, as soon as it answers.
 
     Args:
-        address: The address.
-        timeout: Seconds that QEMU has for its start, and for each response.
-        meanwhile: Called with the device's bus, ``pci`` or ``mmio``, while QEMU starts.
+        launch: The QEMU, which ends with the machine, and where there is none.
 
     Raises:
-        BadAddress: The address is malformed.
-        QemuMissing: QEMU is not installed.
         QemuFailed: QEMU did not start; ``seen`` has what it said.
-        NotSupported: There is no such machine here, or it has no such IOMMU.
+        NotSupported: It has another CPU.
     """
-    parsed = addresses.parse(address)
-    machine = Machine(
-        parsed.machine,
-        [parsed.device],
-        ram=parsed.ram,
-        legacy=parsed.legacy,
-        iommu=parsed.iommu,
-        binary=parsed.binary,
-        qmp_path=parsed.qmp,
-        timeout=timeout,
-        drives=[parsed.file] if parsed.file is not None else (),
-        meanwhile=meanwhile and partial(meanwhile, "mmio" if is_mmio(parsed.device) else "pci"),
-    )
-    function = machine.functions[0]
-    function.address = address
-    function.own_machine()
-    return function
-
-
-def _check_ram(ram: int, model: Model) -> None:
-    """Check the length of guest memory; BadAddress if the machine cannot have so much or so little."""
-    most = model.ram.split if model.ram.high is None else addresses.RAM_MAXIMUM
-    if not model.ram.least <= ram <= most:
-        raise BadAddress(
-            f"the machine {model.name} cannot have so {'little' if ram < model.ram.least else 'much'} memory",
-            seen=f"{ram} bytes",
-            expected=f"{model.ram.least} to {most} bytes",
-            remedy=f"write ram={addresses.ram_of(model.name) >> 20}M, or leave it out",
-        )
-
-
-def _check_device(device: str, model: Model, program: str | None) -> None:
-    """Check a ``-device`` argument where QEMU's own message is unclear or missing; BadAddress if it is wrong."""
-    if not device.startswith("virtio-"):
-        raise BadAddress(
-            f"{device!r} is not a virtio device that QEMU has",
-            seen=device,
-            expected="a -device argument that begins with virtio-",
-            remedy=f"see the list: {program or model.binary} -device help",
-        )
-    if not model.fits(device):
-        seen, fitting = (
-            ("virtio-mmio", "PCI device, which ends in -pci")
-            if is_mmio(device)
-            else (
-                "PCI",
-                "virtio-mmio device, which ends in -device",
-            )
-        )
-        others = [name for name, other in MODELS.items() if other.fits(device)]
-        raise BadAddress(
-            f"the machine {model.name} has no bus for {device.partition(',')[0]}",
-            seen=f"a {seen} device",
-            expected=f"a {fitting}",
-            remedy=f"or use a machine that has it: {' or '.join(others)}",
-        )
-
-
-def _port(number: int) -> str:
-    """Return QEMU's name of the root port with this number, and of the bus behind it."""
-    return f"uvirtio-port{number}"
-
-
-def _path(fd: int) -> str:
-    return f"/proc/self/fd/{fd}"
+    made = Machine.__new__(Machine)
+    made._take_over(launch)
+    return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, RemovalEvent
 from uvirtio.backends.qemu.memory import QemuDma
@@ -15,8 +15,10 @@ from uvirtio.backends.qemu.qtest import MemoryRegisters
 from uvirtio.backends.qemu.supply import memory_of
 from uvirtio.errors import Closed, QemuFailed
 from uvirtio.interfaces.memory import Event, Registers
-from uvirtio.memory.window import FileWindow
 from uvirtio.spec import mmio as spec
+
+if TYPE_CHECKING:
+    from uvirtio.memory.window import FileWindow
 
 _BUS = re.compile(r"virtio-mmio-bus\.([0-9]+)")
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from uvirtio.backends.qemu.ivshmem import Bells
-from uvirtio.backends.qemu.memory import GuestMemory
-from uvirtio.backends.qemu.peer import Peer
-from uvirtio.backends.qemu.process import QemuProcess
-from uvirtio.backends.qemu.qmp import Qmp
-from uvirtio.backends.qemu.qtest import Qtest
-from uvirtio.backends.qemu.vtd import Vtd
+if TYPE_CHECKING:
+    from uvirtio.backends.qemu.ivshmem import Bells
+    from uvirtio.backends.qemu.memory import GuestMemory
+    from uvirtio.backends.qemu.peer import Peer
+    from uvirtio.backends.qemu.process import QemuProcess
+    from uvirtio.backends.qemu.qmp import Qmp
+    from uvirtio.backends.qemu.qtest import Qtest
+    from uvirtio.backends.qemu.vtd import Vtd
 
 
 class MachineParts(Protocol):

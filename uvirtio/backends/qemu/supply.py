@@ -12,12 +12,14 @@ import stat
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uvirtio.backends.qemu.models import is_mmio
 from uvirtio.backends.qemu.peer import Peer
 from uvirtio.errors import NotSupported, UsageError
-from uvirtio.memory.window import FileWindow
+
+if TYPE_CHECKING:
+    from uvirtio.memory.window import FileWindow
 
 DISK_SIZE = 64 << 20
 PLUGGABLE_SIZE = 1 << 30
@@ -363,4 +365,6 @@ def memory_of(files: Mapping[str, int], ident: str, address: str) -> FileWindow:
             expected="the one that is supplied",
             remedy="leave memdev= out of the device's options",
         )
+    from uvirtio.memory.window import FileWindow  # here: QEMU starts without
+
     return FileWindow(os.dup(fd), 0, os.fstat(fd).st_size, what=f"the memory behind {address}")
