@@ -103,6 +103,7 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
         r"test_an_ordinary_user_may_not_know_frames_and_so_inflates_nothing\[balloon-iova",
         r"test_a_balloon_that_follows_has_given_up_its_rights",  # tests of input and mem look at rights, too
     ),
+    "test_faults": (r"test_a_driver_that_is_frozen_goes_on_where_it_was",),
     "test_uio": (r"test_neither_driver_nor_guardian_has_any_right_left",),
     "test_watch": (r"test_after_wait_udev_has_applied_its_rules",),  # what --wait waits for is in the units
     "test_mem_online": (r"test_one_run_finds_what_another_brought_online",),  # the others begin with a run's own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 import uvirtio as library
 from tests.vm.commands import PATIENCE, USER, program, read_until, running, uvirtio
+from tests.vm.qmp_witness import Witness
 from tests.vm.test_commands import balloon_size, bound, driver_of, until  # noqa: F401  # one is a fixture
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.drivers.rng import Rng
@@ -142,6 +144,58 @@ def test_a_wall_clock_that_jumps_does_not_matter(bound: Take) -> None:  # noqa: 
             assert uvirtio("journal").stdout.count(address) == 1
     finally:
         time.clock_settime(time.CLOCK_REALTIME, real + time.monotonic() - begin)
+
+
+FROZEN = 5.0
+"""Seconds that a driver is stopped, beyond the time-out that its device has."""
+
+
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(FROZEN)
+    os.kill(pid, signal.SIGCONT)
+
+
+def freeze(pid: int) -> None:
+    """By the freezer of control groups, as `systemctl freeze` does it."""
+    top = Path("/run/frozen")
+    top.mkdir()
+    subprocess.run(["mount", "-t", "cgroup2", "none", str(top)], check=True)
+    group = top / "driver"
+    try:
+        group.mkdir()
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "cgroup.freeze").write_text("1")
+        until(lambda: "frozen 1" in (group / "cgroup.events").read_text(), "the process to be frozen")
+        time.sleep(FROZEN)
+        (group / "cgroup.freeze").write_text("0")
+        (top / "cgroup.procs").write_text(str(pid))
+        group.rmdir()
+    finally:
+        subprocess.run(["umount", str(top)], check=True)
+        top.rmdir()
+
+
+@pytest.mark.fault(99)
+@pytest.mark.parametrize("hold_up", [stop, freeze])
+def test_a_driver_that_is_frozen_goes_on_where_it_was(
+    bound: Take,  # noqa: F811
+    hold_up: Callable[[int], None],
+    witness: Witness,
+) -> None:
+    """For longer than the device has for an answer, which comes meanwhile: no fault is the device's."""
+    (address,) = bound("balloon")
+    full = balloon_size(witness)
+    words = ("256M", "--timeout", "2", "--force", "free-memory", "--hold", "0.1")
+    with running("balloon", "inflate", address, *words) as child:
+        until(lambda: balloon_size(witness) < full, "the first pages")
+        begin = time.monotonic()
+        hold_up(child.pid)
+        assert time.monotonic() - begin >= FROZEN - 0.5
+        assert balloon_size(witness) > full - 256 * MIB, "it was done before: this shows nothing"
+        read_until(child, "^done: 65536 pages")
+        assert child.wait(PATIENCE) == 0
+    assert balloon_size(witness) == full
 
 
 @pytest.mark.fault(98)
