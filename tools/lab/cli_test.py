@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         help="floor 1 (or --qemu, or PATHs of these) with this interpreter, in an environment of its own: 3.13,"
         " 3.14t (free-threaded), python3.12 or a path",
     )
-    top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 3, of VMs 2; on one core 1)")
+    top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, with --quick 3; on one core 1)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
     top.add_argument(
         "--spec",
@@ -198,17 +198,22 @@ def main(arguments: list[str]) -> int:
         steps.sort(key=lambda step: step[0] not in quick.FIRST)
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
     fuller = "tools/test" if options.quick else "tools/test --all"
-    phases = [(alone, 1), (steps, _lanes(options.jobs, waits=1)), (booted, _lanes(options.jobs))]
-    return _run(phases, begin=begin, reports=reports, left_out=left_out, whole=fuller)
+    return _run(
+        [(alone, 1), ([*steps, *booted], _lanes(options.jobs, brief=options.quick))],
+        begin=begin,
+        reports=reports,
+        left_out=left_out,
+        whole=fuller,
+    )
 
 
-def _lanes(jobs: int | None, waits: int = 0) -> int:
+def _lanes(jobs: int | None, *, brief: bool) -> int:
     """How many steps run at once: as many as there are cores, two at most.
 
-    ``waits``: so many more where these steps wait for a time-out or a device in a good part of their time.
+    ``brief``: one more, for the steps of --quick leave out the tests that have short time-outs.
     """
     cores = min(2, os.cpu_count() or 1)
-    return jobs or (cores + waits if cores > 1 else 1)
+    return jobs or (cores + 1 if brief and cores > 1 else cores)
 
 
 def _run(
