@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         help="floor 1 (or --qemu, or PATHs of these) with this interpreter, in an environment of its own: 3.13,"
         " 3.14t (free-threaded), python3.12 or a path",
     )
-    top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, with --quick 3; on one core 1)")
+    top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, --quick 3; on one core 1)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
     top.add_argument(
         "--spec",

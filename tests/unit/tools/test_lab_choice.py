@@ -133,14 +133,15 @@ def test_files_are_dealt_out_each_once_by_their_size():
     assert selection.dealt(sorted(every, reverse=True), 3) == parts
 
 
-def test_where_steps_wait_there_is_one_lane_more(noted, monkeypatch):
+def test_there_are_as_many_lanes_as_cores_and_with_quick_one_more(noted, monkeypatch):
     monkeypatch.setattr(cli_test, "vm_floor", lambda *of, **how: [("vm", lambda: Outcome("vm", True, 0.0, 1))])
     monkeypatch.setattr(cli_test.Runner, "compile", lambda *of: None, raising=False)
-    for cores, wide in ((1, [1, 1, 1]), (2, [1, 3, 2]), (64, [1, 3, 2])):
-        noted.clear()
+    for cores, whole, brief in ((1, 1, 1), (2, 2, 3), (64, 2, 3)):
         monkeypatch.setattr(cli_test.os, "cpu_count", lambda cores=cores: cores)
-        assert cli_test.main([]) == 0
-        assert [one for one in noted if isinstance(one, int)] == wide
+        for words, wide in (([], whole), (["--quick"], brief)):
+            noted.clear()
+            assert cli_test.main(words) == 0
+            assert [one for one in noted if isinstance(one, int)] == [1, wide]
 
 
 @pytest.mark.parametrize("order", ["no:randomly", "randomly"])
