@@ -13,10 +13,10 @@ from uvirtio.spec import rng as spec
 
 
 @pytest.mark.spec("RNG-01", "RNG-02", "SPL-16", "SPL-17")
-@pytest.mark.parametrize("count", [0, 1, 64, 5000])
-def test_as_many_bytes_as_asked_for(cell: Cell, count: int) -> None:
+def test_as_many_bytes_as_asked_for(cell: Cell) -> None:
     with cell.open() as device, Rng(device) as rng:
-        assert len(rng.read(count)) == count
+        for count in (5000, 0, 1, 64):
+            assert len(rng.read(count)) == count
 
 
 def test_two_reads_differ(cell: Cell) -> None:

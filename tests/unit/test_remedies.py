@@ -45,7 +45,10 @@ def texts(node: ast.expr) -> Iterator[str]:
 def remedies() -> Iterator[tuple[str, str]]:
     """Every remedy in the package that is written where an error is made, and the place of it."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        source = path.read_text(encoding="utf-8")
+        if "remedy" not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.keyword) and node.arg == "remedy":
                 for text in texts(node.value):
                     yield f"{path.relative_to(PACKAGE)}:{node.value.lineno}", text

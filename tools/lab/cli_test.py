@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
         runner.compile(sorted({str(file) for machine, _ in chosen for file in machine.files}), _wrapper("unit"))
         booted += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
-        alone += _wake_ups(runner, floors["unit"], seconds="0.5" if options.quick else "4")
+        alone += _wake_ups(runner, floors["unit"], seconds=quick.RACE_SECONDS if options.quick else "4")
         if floors["unit"] == _whole("unit") and not (options.expression or options.spec or options.jobs == 1):
             steps += _unit_parts(runner, brief=options.quick)
         else:
@@ -180,7 +180,7 @@ def main(arguments: list[str]) -> int:
             ]
     if floors.get("unit") == _whole("unit") and interpreter is None and not (options.expression or options.spec):
         steps += _unprivileged(runner)
-        steps += _fuzz(runner, 50_000 if options.quick else 1_000_000)
+        steps += _fuzz(runner, quick.FUZZ if options.quick else 1_000_000)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _mutate(runner)
         booted = [

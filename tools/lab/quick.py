@@ -6,12 +6,16 @@ too: tests/unit/tools/test_lab_choice.py holds this list against what there is.
 
 from __future__ import annotations
 
-from lab.selection import TESTS
+from lab import CHECKOUT
 
 ENVIRONMENT = {"UVIRTIO_EXAMPLES": "20"}
 """So many examples of hypothesis, where a test asks for no number of its own."""
 SETS = {"unit": 3, "qemu": 1}
 """How many sets of its parameters a test is run with, by floor."""
+RACE_SECONDS = "0.5"
+"""For each race of the wake-ups."""
+FUZZ = 50_000
+"""Executions in all; a whole run has a million."""
 FIRST = ("qemu", "mypy")
 """Steps that begin before all others: the longest, or the lanes do not end together."""
 UNIT_PARTS = 4
@@ -61,11 +65,20 @@ def options(floor: str) -> list[str]:
     words = [f"--sets={SETS[floor]}"]
     for name in LEFT_OUT:
         if name.startswith(f"tests/{floor}/"):
-            words.append(f"{'--deselect' if '::' in name else '--ignore'}={TESTS.parent / name}")
+            # A node id is relative to the checkout; a path is taken as relative to where pytest runs.
+            words.append(f"--deselect={name}" if "::" in name else f"--ignore={CHECKOUT / name}")
     return words
 
 
 def told() -> list[str]:
     """What is left out, for people."""
     counts = ", ".join(f"{number} of tests/{floor}" for floor, number in SETS.items())
-    return [*LEFT_OUT, f"the parameters of a test after the first sets ({counts})", "bench", "docs"]
+    return [
+        *LEFT_OUT,
+        f"the parameters of a test after the first sets ({counts})",
+        f"examples of hypothesis after {ENVIRONMENT['UVIRTIO_EXAMPLES']}",
+        f"races after {RACE_SECONDS} s",
+        f"fuzz after {FUZZ:,} executions",
+        "bench",
+        "docs",
+    ]

@@ -105,7 +105,8 @@ class BaseBurst:
 
     def contents(self, slots: Iterable[int]) -> list[bytes]:
         """Return copies of the data of several slots, in their order."""
-        return [*map(memoryview.tobytes, map(self._data.__getitem__, slots))]
+        data = self._data
+        return [data[slot].tobytes() for slot in slots]
 
     def fill(self, slot: int, data: bytes | bytearray | memoryview) -> None:
         """Set the data of a write, before its slot is posted.

@@ -58,7 +58,7 @@ class Pagemap:
         found = _packed(self._entries(vaddr // CPU_PAGE, -(-size // CPU_PAGE)))
         if found is None:
             raise self._hidden("a page that is not present", "pages that are pinned")
-        if 0 in found:
+        if has_zero(found):
             raise self._hidden(
                 "frame number 0", "real frame numbers, which the kernel shows to CAP_SYS_ADMIN only"
             )
@@ -112,6 +112,11 @@ class Pagemap:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def has_zero(pfns: array[int]) -> bool:
+    """Whether one of these PFNs is 0, which hides the page: most arrays need no look at each of them."""
+    return bytes(pfns.itemsize) in pfns.tobytes() and 0 in pfns
 
 
 def _packed(entries: array[int]) -> array[int] | None:

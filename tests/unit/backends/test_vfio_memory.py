@@ -17,7 +17,7 @@ from uvirtio.backends.pages import merged
 from uvirtio.backends.vfio import IovaAllocator, container
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import Closed, MemlockExceeded, Misuse, OperationFailed, PagemapHidden, PageMoved
-from uvirtio.host.pagemap import Pagemap
+from uvirtio.host.pagemap import Pagemap, has_zero
 from uvirtio.host.pages import CPU_PAGE as PAGE
 from uvirtio.host.pages import HUGE_PAGE
 from uvirtio.host.roots import Roots
@@ -314,6 +314,12 @@ def test_packed_frames_are_of_four_bytes_where_that_is_enough(pagemap, entries):
         frames = [(entry & (1 << 55) - 1) * PER_PAGE + part for entry in entries for part in range(PER_PAGE)]
         assert found.tolist() == map_.pfns(0, 2 * PAGE) == frames
         assert found.itemsize == (4 if max(frames) < 1 << 32 else 8)
+
+
+@pytest.mark.parametrize("code", "IQ")
+@pytest.mark.parametrize("pfns", [[], [1, 2], [1, 1 << 24], [1 << 24, 1], [0, 1], [1, 0], [1 << 24, 0, 1]])
+def test_a_frame_of_0_is_seen_wherever_it_is(pfns, code):
+    assert has_zero(array(code, pfns)) == (0 in pfns)
 
 
 @pytest.mark.parametrize("entry", [PRESENT, 0, 0x123, 1 << 62 | 0x123])

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.drivers.test_mem import driven
 from uvirtio import opening
 from uvirtio.cli.app import run
-from uvirtio.device import Device
+from uvirtio.device import Device, OpenOptions
 from uvirtio.drivers.mem.kernel_use import note_kernel_use
 from uvirtio.errors import ConfigError, InUse
 from uvirtio.host.memory import system_ram
@@ -30,9 +30,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mem]:
     made = Mem(blocks=64, usable=48 * BLOCK, requested=32 * BLOCK, plugged={0, 1, 2, 3, 10, 11})
     functions = []
 
-    def open_it(address: str, **_: Any) -> Device:
+    def open_it(address: str, *, options: OpenOptions, **_: Any) -> Device:
         functions.append(ScriptedDevice(made))
-        return identify(address, functions[-1])
+        return identify(address, functions[-1], options=options)
 
     monkeypatch.setattr(opening, "open", open_it)
     yield made

@@ -114,6 +114,24 @@ def test_one_at_a_time_from_a_disk_that_is_asked_before_its_answer_is_looked_at(
         assert dict(burst.read([7, 9], out=1)) == {7: at(data, 7, 1), 9: at(data, 9, 1)}
 
 
+@pytest.mark.parametrize(("depth", "out", "together"), [(64, 1, 32), (64, 7, 32), (64, 8, 8), (16, 1, 8)])
+def test_a_reader_with_few_out_stops_seldom_for_a_delivery(depth: int, out: int, together: int):
+    """A device that has answered all that is out goes to sleep, and waking it is dearer than a read."""
+    model = Disk()
+    data = fill(model)
+    with driven(model, depth=depth) as (_, _, blk):
+        burst, deliveries = blk.burst(1), []
+        take = burst._take
+
+        def taken() -> array[int]:
+            deliveries.append(len(back := take()))
+            return back
+
+        burst._take = taken  # type: ignore[method-assign]
+        assert dict(burst.read(range(640), out=out)) == {sector: at(data, sector, 1) for sector in range(640)}
+    assert len(deliveries) <= 640 / together + 4 and min(deliveries) > 0, deliveries
+
+
 def test_what_is_written_is_there():
     model = Disk()
     with driven(model, allow_write=True, depth=8) as (_, _, blk):
@@ -128,7 +146,7 @@ def test_what_is_written_is_there():
         with pytest.raises(BadSize, match="fill"):
             burst.fill(0, b"x")
         with pytest.raises(UsageError, match="writes"):
-            next(burst.read([0]))
+            burst.read([0])  # at the call
     assert {seen.type for seen in model.requests} == {Kind.OUT}
 
 
@@ -174,6 +192,8 @@ def test_any_order_of_posts_and_answers(
         ([0], [1024], BeyondEnd),
         ([0, 1], [0, 1021], BeyondEnd),
         ([0], [-1], BadSize),
+        ([0, 1], [-1, 0], BadSize),
+        ([0, 1], [0, 1 << 64], BeyondEnd),
         ([0, 1], [0], UsageError),
         ([4], [0], UsageError),
         ([0, 0], [0, 0], UsageError),
@@ -357,7 +377,7 @@ def test_the_queue_is_the_bursts_and_comes_back_with_the_next_driver():
                 blk.submit_read(1, 1, queue=1)
             assert list(burst.wait()) == [0]
             second = blk.burst(1)
-            for call in (lambda: blk.read(0, 1), lambda: blk.burst(1), lambda: blk.wait()):
+            for call in (lambda: blk.read(0, 1), lambda: blk.burst(1), blk.wait, blk.poll):
                 with pytest.raises(UsageError, match="taken by bursts"):
                     call()
             assert [content for _, content in second.read([2])] == [at(data, 2, 1)]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from uvirtio.drivers.balloon.free_memory import FreeMemory
 from uvirtio.errors import NotSupported, PagemapHidden, PageMoved, Refused, UvirtioError
 from uvirtio.host import privilege
+from uvirtio.host.pagemap import has_zero
 from uvirtio.interfaces.memory import Block, DmaSpace, PackedFrames
 from uvirtio.spec import balloon as spec
 from uvirtio.spec.page import VIRTIO_PAGE
@@ -177,7 +178,7 @@ def _packed(block: Block) -> array[int]:
 
 
 def _check(pfns: array[int]) -> None:
-    if 0 in pfns:
+    if has_zero(pfns):
         raise PagemapHidden(
             "the frame numbers of its pages are hidden from this process",
             seen="frame 0 in /proc/self/pagemap",
