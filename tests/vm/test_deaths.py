@@ -66,13 +66,6 @@ def linux_has_what_it_had(machine: Machine) -> list[str]:
     return found
 
 
-def linux_has_none_and_the_rest_can_go(machine: Machine) -> list[str]:
-    """Killed between Linux letting go and UNPLUG, it leaves plugged memory, which can be unplugged as any."""
-    if plugged(machine):
-        works("mem", "unplug-all", machine.addresses["dying-mem"], *machine.way.drive)
-    return linux_has_what_it_had(machine)
-
-
 def online_first(machine: Machine) -> None:
     wanted(ONLINE)(machine)
     works("mem", "online", machine.addresses["dying-mem"], "256M", *machine.way.drive)
@@ -155,11 +148,9 @@ VICTIMS = {
             ("mem", "online", "ADDRESS", "256M"),
             OFFLINE,
             before=wanted(ONLINE),
-            after=linux_has_none_and_the_rest_can_go,
+            after=linux_has_what_it_had,
         ),
-        Victim(
-            "offline", "dying-mem", OFFLINE, OFFLINE, before=online_first, after=linux_has_none_and_the_rest_can_go
-        ),
+        Victim("offline", "dying-mem", OFFLINE, OFFLINE, before=online_first, after=linux_has_what_it_had),
         Victim("bridge", "dying-keyboard", (*BRIDGE, "0.5"), (*BRIDGE, "0.1"), meanwhile=press, after=no_clone),
         Victim(
             "write",

@@ -237,6 +237,31 @@ def test_one_run_finds_what_another_brought_online(lab_address, witness):
     assert (last["online_bytes"], last["plugged_bytes"]) == (0, 0)
 
 
+def test_what_is_plugged_and_linux_does_not_have_goes_with_offline(lab_address, witness):
+    """As a run leaves it that is killed between Linux's letting go and UNPLUG."""
+    before = mem_total()
+    request(witness, REGION)
+    document("mem", "online", lab_address, "128M")
+    assert uvirtio("mem", "plug", lab_address, "256M").returncode == 0
+    made = document("mem", "offline", lab_address, "256M")
+    assert (made["idle_bytes"], made["online_bytes"], made["plugged_bytes"]) == (2 * BLOCK, BLOCK, BLOCK)
+    assert mem_total() == before + BLOCK
+    last = document("mem", "offline", lab_address)
+    assert (last["idle_bytes"], last["online_bytes"], last["plugged_bytes"]) == (0, 0, 0)
+
+
+def test_a_signal_in_the_middle_of_offline_leaves_plugged_what_linux_has_and_no_more(lab_address, witness):
+    before = mem_total()
+    request(witness, REGION)
+    assert document("mem", "online", lab_address)["online_bytes"] == REGION
+    with commands.running("mem", "offline", lab_address, "--json") as process:
+        until("the first one down", lambda: mem_total() < before + REGION)
+        process.terminate()
+        assert process.wait(60) in (143, 0)  # 0: it was done before the signal came
+    assert plugged(witness) == mem_total() - before
+    assert document("mem", "offline", lab_address)["idle_bytes"] == 0
+
+
 def test_more_than_the_host_requests_changes_nothing(lab_address, witness):
     request(witness, BLOCK)
     done = uvirtio("mem", "online", lab_address, "256M")

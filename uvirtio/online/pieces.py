@@ -62,7 +62,7 @@ class SystemMemory:
             kernel: The view of the region.
             writer: Writes to sysfs; None: in a child process, with a deadline.
             load: Loads a module with parameters; None: modprobe, but only for this machine's own ``/sys``.
-            sleep: Sleeps for so many seconds.
+            sleep: Sleeps for so many seconds, between two tries; it may raise, which ends what was begun in order.
         """
         self.kernel = kernel
         self._writer = writer or ChildWriter()
@@ -119,8 +119,7 @@ class SystemMemory:
                 remedy=privilege.remedy("run this as root", path=self._region / "create", roots=kernel.roots),
             )
         self._check_nobody_took_it_all()
-        with self._locked():
-            self._clear_leftovers()
+        self.clear_leftovers()
 
     def _check_nobody_took_it_all(self) -> None:
         """Check that no device has the whole region: dax_hmem without region_idle makes one, plugged or not."""
@@ -135,8 +134,17 @@ class SystemMemory:
                     remedy=remedies.kept_at_boot(self.kernel.addr, self.kernel.size),
                 )
 
+    def clear_leftovers(self) -> None:
+        """Destroy the dax devices that an interrupted run created and did not bind, or unbound; they are unused.
+
+        Raises:
+            Busy: Another process is working on the same dax region.
+            OperationFailed: The kernel refused a write; Blocked where it did not return in time.
+        """
+        with self.locked():
+            self._clear_leftovers()
+
     def _clear_leftovers(self) -> None:
-        """Destroy the dax devices that an interrupted run created and did not bind; they are unused."""
         region = self._ready()
         for directory in list(self.kernel.devices()):
             if sysfs.real(directory).parent != region.parent or directory.name.endswith(".0"):
@@ -154,8 +162,15 @@ class SystemMemory:
         return self._region
 
     @contextmanager
-    def _locked(self, timeout: float = 10.0) -> Iterator[None]:
-        """Lock the dax region for creating and destroying devices, since ``seed`` names only the latest."""
+    def locked(self, timeout: float = 10.0) -> Iterator[None]:
+        """Lock the dax region: no other run of this creates or destroys a device in it (``seed`` names only one).
+
+        Args:
+            timeout: Seconds to wait for another process.
+
+        Raises:
+            Busy: Another process is working on the same dax region.
+        """
         fd = os.open(self._ready(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             deadline = time.monotonic() + timeout
@@ -208,7 +223,7 @@ class SystemMemory:
         if start < self.kernel.addr or start + size > self.kernel.addr + self.kernel.size:
             raise BadSize(f"{size} bytes at {start:#x} are not all in the region", seen=f"{start:#x}")
         self._require_free(start, size)
-        with self._locked():
+        with self.locked():
             directory = self._create(start, size)
         try:
             with self._movable():
@@ -385,10 +400,10 @@ class SystemMemory:
         return False
 
     def _settle(self, state: Path) -> None:
-        """After a signal: wait until the block is online or offline."""
+        """After a signal: wait until the block is online or offline; not by ``sleep``, which may raise."""
         deadline = time.monotonic() + WRITE_SECONDS
         while sysfs.read(state, 64) == "going-offline" and time.monotonic() < deadline:
-            self._sleep(0.02)
+            time.sleep(0.02)
 
     def _unbind(self, directory: Path, start: int, size: int) -> None:
         drivers = self.kernel.dax / "drivers" / KMEM

@@ -105,13 +105,13 @@ def _teller(cmd: Command, linux: Linux) -> Callable[[str, int], None]:
     return tell
 
 
-def _bytes(size: str, mem: Mem, manager: Manager) -> int:
-    wanted = parse_size(size, total=mem.config().region_size, multiple=manager.unit)
+def _bytes(size: str, mem: Mem, multiple: int) -> int:
+    wanted = parse_size(size, total=mem.config().region_size, multiple=multiple)
     if wanted == 0:
         raise BadSize(
-            f"SIZE must be at least one memory block ({manager.unit})",
+            f"SIZE must be at least one memory block ({multiple})",
             seen=size,
-            expected=f"at least {manager.unit}",
+            expected=f"at least {multiple}",
         )
     return wanted
 
@@ -124,7 +124,7 @@ def online(cmd: Command, dev: DevArgument, size: SizeArgument = "") -> None:
         started, before = time.monotonic(), linux.bytes
         unit = manager.unit
         if size:
-            wanted = _bytes(size, mem, manager)
+            wanted = _bytes(size, mem, unit)
         else:
             wanted = max(0, mem.config().requested_size - before) // unit * unit
         free = sum(one.size for one in manager.units() if one.state == "plugged")
@@ -144,20 +144,31 @@ def offline(
         float, typer.Option("--wait", metavar="SECONDS", help="How long to retry while memory is busy.")
     ] = 30.0,
 ) -> None:
-    """Take SIZE bytes back from Linux and unplug them. Without SIZE: all. Busy memory is left alone."""
+    """Take SIZE bytes back from Linux and unplug them. Without SIZE: all. Busy memory is left alone.
+
+    What is plugged and Linux does not have is unplugged first, and counts.
+    """
     seconds("--wait", wait)
     if size and not size.strip().endswith("%"):
         parse_size(size)
     with handing(cmd, dev) as (device, mem, linux, manager):
-        started, before = time.monotonic(), linux.bytes
-        wanted = _bytes(size, mem, manager) if size else linux.movable
-        if wanted > before:
+        started, before, idle = time.monotonic(), linux.bytes, linux.idle(manager)
+        # By the manager's steps: less than a block of the device's cannot be unplugged.
+        wanted = _bytes(size, mem, manager.step) if size else linux.movable + idle
+        if wanted > before + idle:
             raise BadSize(
-                f"{human(wanted)} are more than Linux has of the region", seen=wanted, expected=f"at most {before}"
+                f"{human(wanted)} are more than Linux has of the region, and what is plugged besides",
+                seen=wanted,
+                expected=f"at most {before + idle}",
             )
-        freed = linux.give_back(manager, wanted, timeout=wait)
-        if freed:
-            manager.unplug_size(freed)
+        try:
+            found = linux.unplug_idle(manager, wanted if size else None)
+            if found and not cmd.json:
+                cmd.line(f"unplugged {human(found)} that were plugged and Linux did not have")
+            freed = found + linux.unplug(manager, wanted - found, timeout=wait)
+        except BaseException:
+            _note_idle(linux, manager, device)
+            raise
         if freed < wanted:
             raise InUse(
                 f"Linux cannot free {human(wanted - freed)} of the region now",
@@ -165,10 +176,18 @@ def offline(
                 expected=human(wanted),
                 remedy="free memory, or try again with a longer --wait",
             )
-        _tell(cmd, device, mem, linux, before, time.monotonic() - started)
+        _tell(cmd, device, mem, linux, before, time.monotonic() - started, idle_bytes=found)
 
 
-def _tell(cmd: Command, device: Device, mem: Mem, linux: Linux, before: int, took: float) -> None:
+def _note_idle(linux: Linux, manager: Manager, device: Device) -> None:
+    """Say what stays plugged and is of no use, for a command that ends early."""
+    left = linux.idle(manager)
+    if left:
+        remedy = f"`uvirtio mem offline {device.address}` unplugs them"
+        output.note(f"{human(left)} stay plugged that Linux does not have; {remedy}")
+
+
+def _tell(cmd: Command, device: Device, mem: Mem, linux: Linux, before: int, took: float, **members: int) -> None:
     kernel = linux.memory.kernel
     total, config = kernel.total(), mem.config()
     if cmd.json:
@@ -187,6 +206,7 @@ def _tell(cmd: Command, device: Device, mem: Mem, linux: Linux, before: int, too
             ],
             failures=[error.as_dict() for error in linux.failures.values()],
             seconds=took,
+            **members,
         )
         return
     cmd.line(
