@@ -204,7 +204,7 @@ def ordinary(size: int, *, small_pages: bool) -> Memory:
     Raises:
         OperationFailed: The kernel refused.
     """
-    mapping = _anonymous(size)
+    mapping = anonymous(size)
     if small_pages:
         advise(mapping, mmap.MADV_NOHUGEPAGE)
     return Memory(mapping, 0, size)
@@ -225,17 +225,31 @@ def in_huge_pages(size: int) -> Memory:
     whole = size // HUGE_PAGE * HUGE_PAGE
     if not whole:
         return ordinary(size, small_pages=True)
-    mapping = _anonymous(size + HUGE_PAGE - CPU_PAGE)
-    probe = Memory(mapping, 0, size)
-    start = -probe.vaddr % HUGE_PAGE
-    probe.view.release()
+    mapping = anonymous(size + HUGE_PAGE - CPU_PAGE)
+    start = huge_start(mapping)
     if start + whole < len(mapping):
         with suppress(OSError):  # as in advise()
             mapping.madvise(mmap.MADV_NOHUGEPAGE, start + whole, len(mapping) - start - whole)
     return Memory(mapping, start, size)
 
 
-def _anonymous(size: int) -> mmap.mmap:
+def huge_start(mapping: mmap.mmap) -> int:
+    """Return how many bytes into a mapping the first huge page can begin."""
+    probe = Memory(mapping, 0, len(mapping))
+    start = -probe.vaddr % HUGE_PAGE
+    probe.view.release()
+    return start
+
+
+def anonymous(size: int) -> mmap.mmap:
+    """Map private anonymous memory; not merged (KSM), not inherited by a fork, not in core dumps.
+
+    Args:
+        size: Length in bytes.
+
+    Raises:
+        OperationFailed: The kernel refused.
+    """
     try:
         mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:

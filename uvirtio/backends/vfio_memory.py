@@ -24,6 +24,8 @@ from uvirtio.backends.pages import (
     OwnedBlocks,
     PagedBlock,
     advise,
+    anonymous,
+    huge_start,
     in_huge_pages,
     merged,
     ordinary,
@@ -66,13 +68,10 @@ def _huge(pagemap: Pagemap) -> Memory | None:
 def _transparent() -> Memory | None:
     """Return HUGE_PAGE bytes that should be one transparent huge page; the caller checks."""
     try:
-        mapping = mmap.mmap(-1, 2 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:
+        mapping = anonymous(2 * HUGE_PAGE)
+    except OperationFailed:
         return None
-    advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, MADV_DONTDUMP)
-    probe = Memory(mapping, 0, HUGE_PAGE)
-    start = -probe.vaddr % HUGE_PAGE
-    probe.view.release()
+    start = huge_start(mapping)
     try:
         mapping.madvise(mmap.MADV_HUGEPAGE, start, HUGE_PAGE)
         mapping.madvise(MADV_POPULATE_WRITE, start, HUGE_PAGE)

@@ -14,6 +14,7 @@ import pytest
 from uvirtio import opening, scripted
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon as Driver
+from uvirtio.drivers.balloon.pages import Chunk, Pages
 from uvirtio.errors import (
     BadSize,
     Closed,
@@ -312,6 +313,28 @@ def test_an_interruption_in_mid_batch_and_then_leaving(call: str):
     deflated = [frame for kind, pfns in rig.model.requests if kind == "deflate" for frame in pfns]
     inflated = [frame for kind, pfns in rig.model.requests if kind == "inflate" for frame in pfns]
     assert sorted(deflated) == sorted(inflated), "each page once in, once out"
+
+
+@pytest.mark.parametrize("call", ["inflate", "deflate"])
+def test_an_interruption_while_acknowledgements_are_noted_loses_none(monkeypatch: pytest.MonkeyPatch, call: str):
+    rig = Rig()
+    rig.driver.inflate(1000)
+    noted, note = 0, Pages.note
+
+    def interrupted(self: Pages, chunk: Chunk, held: int) -> None:
+        nonlocal noted
+        noted += 1
+        if noted == 2:
+            raise Enough
+        note(self, chunk, held)
+
+    with monkeypatch.context() as patched, pytest.raises(Enough):
+        patched.setattr(Pages, "note", interrupted)
+        getattr(rig.driver, call)(700)
+    assert (
+        rig.driver.inflate(0) == rig.model.actual == len(rig.model.frames) == (1700 if call == "inflate" else 300)
+    )
+    rig.leave()
 
 
 @pytest.mark.fault(57)

@@ -12,6 +12,7 @@ from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import Answer, Ranges, Request, Response, State
 from uvirtio.drivers.mem.config import MemConfig, broken_invariants
 from uvirtio.errors import (
+    BadChain,
     BadSize,
     ConfigError,
     DeviceBroken,
@@ -26,6 +27,7 @@ from uvirtio.errors import (
 )
 from uvirtio.opening import identify
 from uvirtio.scripted.mem import ADDR, BLOCK, FIELDS, MIB, Mem
+from uvirtio.scripted.memory import ScriptedBlock, ScriptedDma
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
@@ -85,6 +87,22 @@ def test_persistent_suspend_is_taken_where_offered():
 def test_features_that_nobody_knows_are_left_alone():
     with driven(Mem(features=0b1111_1000)) as (mem, _):
         assert mem.device.features & 0xFF == 0
+
+
+def test_a_queue_of_one_entry_is_refused_by_its_chain_and_not_by_the_memory(monkeypatch: pytest.MonkeyPatch):
+    alloc, sizes = ScriptedDma.alloc, []
+
+    def noted(self: ScriptedDma, size: int) -> ScriptedBlock:
+        sizes.append(size)
+        return alloc(self, size)
+
+    monkeypatch.setattr(ScriptedDma, "alloc", noted)
+    model = Mem(plugged={3})
+    model.queue_sizes = (1,)
+    function = ScriptedDevice(model)
+    with identify(function.address, function, without=("INDIRECT_DESC",)) as device, pytest.raises(BadChain):
+        drivers.Mem(device)
+    assert min(sizes) > 0, "which no back end allocates"
 
 
 BROKEN = {

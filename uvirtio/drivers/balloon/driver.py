@@ -575,14 +575,14 @@ class Balloon(Driver):
             self._acknowledged()
 
     def _acknowledged(self) -> None:
-        out, self._out = self._out, []
-        for batch in out:
+        for batch in self._out:
             if not batch.back:
                 continue  # interrupted before it was sent
             before = batch.chunk.held
             self._pages.note(batch.chunk, batch.held)
             if batch.held < before and self.device.has(f.Balloon.PAGE_POISON):
                 batch.chunk.fill(batch.held, before, self._pattern)  # 5.5.6.6.1
+        self._out = []  # when all are noted: an exception before that leaves them to ``_settle``
         # 5.5.6: after the device has acknowledged, in one 4-byte access; once for all is enough (5.5.6.1).
         self._write_actual()
 

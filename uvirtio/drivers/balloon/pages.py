@@ -88,8 +88,7 @@ class Pages:
 
     def note(self, chunk: Chunk, held: int) -> None:
         """Note how many pages of a chunk are in the balloon now."""
-        self.held += held - chunk.held
-        chunk.held = held
+        self.held, chunk.held = self.held + held - chunk.held, held  # no exception comes between the two
 
     def with_room(self, missing: int, *, force: bool) -> Chunk:
         """Return a chunk with pages that are not in the balloon; pin a new one when the last is full.

@@ -103,7 +103,7 @@ class Mem(Driver):
         config = configuration.read(self.device)  # an invalid device is left before DRIVER_OK
         self._identity = (config.block_size, config.addr, config.region_size)
         ring = self.device.queues[spec.GUEST_REQUESTQ].ring
-        self._room = min(AT_ONCE, ring.size // ring.needs(2))
+        self._room = max(1, min(AT_ONCE, ring.size // ring.needs(2)))
         """Requests that can be with the device at once: each is two elements (5.15.6)."""
         self._buffer = self.device.dma.alloc(_BUFFER * self._room)
 
