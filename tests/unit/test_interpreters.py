@@ -12,7 +12,6 @@ import pytest
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.errors import NotSupported
-from uvirtio.memory import access
 from uvirtio.scripted import Rng, ScriptedDevice
 
 # As an interpreter that calls itself PyPy, before anything of uvirtio is imported.
@@ -63,7 +62,7 @@ def test_the_library_can_be_imported_and_refuses_to_open():
 def test_what_a_back_end_of_one_s_own_hands_over_is_refused_untouched(monkeypatch: pytest.MonkeyPatch):
     function = ScriptedDevice(Rng())
     transport = opening.identify("0000:00:04.0", ScriptedDevice(Rng())).transport
-    monkeypatch.setattr(access.sys.implementation, "name", "graalpy")
+    monkeypatch.setattr(sys.implementation, "name", "graalpy")
     for call in (lambda: opening.open(function), lambda: opening.identify(function.address, function)):
         with pytest.raises(NotSupported, match="CPython"):
             call()

@@ -78,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
         verdicts += [one for one in had if options.told or one.end in NOTICED]
     if not options.told:
         done = {verdict.mutant for verdict in verdicts}
-        left = [one for one in (*drawn, *beside) if one not in done]
+        # What is equivalent costs all tests that come to it: it is judged where the verdicts are kept.
+        known = {} if options.keep else books.equivalents()
+        left = [one for one in (*drawn, *beside) if one not in done and books.key(one) not in known]
         for verdict in judged(left, {one: kept[books.key(one)].by for one in left if books.key(one) in kept}):
             print(f"{verdict.end:9} {verdict.cpu:5.1f} s  {verdict.mutant}", flush=True)
             verdicts.append(verdict)
@@ -103,19 +105,20 @@ def told(name: str, mutants: Sequence[Mutant], verdicts: Iterable[Verdict], want
     known, these = books.equivalents(), set(mutants)
     judged = [verdict for verdict in verdicts if verdict.mutant in these and verdict.end != runner.SLOW]
     left = [verdict for verdict in judged if books.key(verdict.mutant) not in known]
-    same = [verdict for verdict in judged if books.key(verdict.mutant) in known]
+    ends = {verdict.mutant: verdict.end for verdict in judged}
+    same = [mutant for mutant in mutants if books.key(mutant) in known]
     survivors = [verdict for verdict in left if verdict.end not in NOTICED]
     for verdict in survivors:
         print(f"{verdict.end.upper()} {verdict.mutant}")
-    for verdict in same:
-        note = f" (but {verdict.end}: the list is out of date)" if verdict.end in NOTICED else ""
-        print(f"equivalent {verdict.mutant}: {known[books.key(verdict.mutant)]}{note}")
+    for mutant in same:
+        note = f" (but {ends[mutant]}: the list is out of date)" if ends.get(mutant) in NOTICED else ""
+        print(f"equivalent {mutant}: {known[books.key(mutant)]}{note}")
     share = 1 - len(survivors) / len(left) if left else 1.0
     print(
         f"{name}: {len(mutants)} mutants, {len(left) - len(survivors)} of {len(left)} noticed ({share:.1%}), "
-        f"{len(survivors)} survive, {len(same)} equivalent, {len(mutants) - len(judged)} not judged"
+        f"{len(survivors)} survive, {len(same)} equivalent, {len(mutants) - len(left) - len(same)} not judged"
     )
-    return share >= wanted and len(judged) == len(mutants)
+    return share >= wanted and len(left) + len(same) == len(mutants)
 
 
 def judged(drawn: Sequence[Mutant], by: Mapping[Mutant, str]) -> Iterator[Verdict]:

@@ -82,6 +82,12 @@ def test_removal(events, watcher):
     ]
 
 
+def test_a_function_is_looked_up_where_its_event_does_not_say_what_it_is(fake, events, watcher):
+    fake.pci("0000:00:09.0", "input", virtio="virtio7")
+    events.send("add", NEW, "pci")
+    assert [(one.event, one.address) for one in watcher.read(0)] == [("added", "0000:00:09.0")]
+
+
 def test_a_device_that_was_gone_again_before_anybody_looked_is_told(events, watcher):
     events.send("add", NEW, "pci", PCI_ID="1AF4:1044")
     events.send("remove", NEW, "pci", PCI_ID="1AF4:1044")
