@@ -6,12 +6,13 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.docs_blocks import CHECKOUT, blocks, files, script, shell
-from tests.qemu.test_cli import Command
+from tests.qemu.test_cli import start, uvirtio  # noqa: F401  # fixtures
 from tests.support import forked
 
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
@@ -70,10 +71,13 @@ def folder_of_how_to(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", HOW_TO)
 def test_a_command_of_the_how_to_page_ends_well(
-    command: str, folder_of_how_to: Path, monkeypatch: pytest.MonkeyPatch
+    command: str,
+    folder_of_how_to: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uvirtio: Callable[..., tuple[int, str, str]],  # noqa: F811
 ) -> None:
     monkeypatch.chdir(folder_of_how_to)
-    code, _, err = Command(*shlex.split(command)[1:]).end()
+    code, _, err = uvirtio(*shlex.split(command)[1:])
     # doctor says with 4 that this machine lacks something, which in a test it does.
     assert code in ((0, 4) if command == "uvirtio doctor" else (0,)), err
 

@@ -14,17 +14,19 @@ import gc
 import json
 import os
 import runpy
-import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+
+from lab.commands import leave
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _LONGEST = 1 << 20
@@ -39,7 +41,7 @@ def pytest(
     """As ``subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=folder, env=env)``, with its output.
 
     What environment variables tell an interpreter at its start holds as it is here, but that the checkout is where
-    uvirtio comes from. Raises TimeoutExpired, and RuntimeError where no run can be started.
+    uvirtio comes from. Raises TimeoutExpired; RuntimeError and TimeoutError where no run can be started.
     """
     return _server(os.getpid()).run("", arguments, folder, env, timeout)
 
@@ -79,12 +81,17 @@ class _Server:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             asked = {"program": program, "arguments": arguments, "folder": str(folder), "env": env}
             socket.send_fds(self._line, [json.dumps(asked).encode()], [out.fileno(), err.fileno()])
-            pid = self._answer(60.0)
-            code = self._answer(timeout)
-            if code is None:
+            try:
+                pid = self._answer(60.0)
+            except TimeoutError:
+                self._line.close()  # what it answers late is no answer to the next run
+                raise
+            try:
+                code = self._answer(timeout)
+            except TimeoutError:
                 os.killpg(pid, signal.SIGKILL)
                 self._answer(60.0)
-                raise subprocess.TimeoutExpired([program or "pytest", *arguments], timeout)
+                raise subprocess.TimeoutExpired([program or "pytest", *arguments], timeout) from None
             texts = []
             for file in (out, err):
                 file.seek(0)
@@ -96,15 +103,12 @@ class _Server:
         self._line.close()
         self._child.wait(30)
 
-    def _answer(self, timeout: float) -> Any:
-        poller = select.poll()
-        poller.register(self._line, select.POLLIN)
-        if not poller.poll(1000 * timeout):
-            return None
+    def _answer(self, timeout: float) -> int:
+        self._line.settimeout(timeout)
         data = self._line.recv(_LONGEST)
         if not data:
             raise RuntimeError("the process that forks pytest has ended")
-        return json.loads(data)
+        return int(json.loads(data))
 
 
 def _load() -> None:
@@ -164,11 +168,7 @@ def _be_the_program(
             code = 1
     except BaseException:  # noqa: BLE001 - nothing of our parent's may go on here
         traceback.print_exc()
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for those that are no daemons
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(code)
 
 
 if __name__ == "__main__":

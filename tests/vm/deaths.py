@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 from lab.commands import Command
+from lab.pace import loop
 from lab.vm import FAULTS, alarms_of
 
 from tests.support.virtio_state import started
@@ -38,7 +39,7 @@ DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 AUTO_ONLINE = Path("/sys/devices/system/memory/auto_online_blocks")
 
 OUTER_LOOP = float(os.environ.get("UVIRTIO_KILLS_LOOP", "0"))
-"""Seconds that ``loop`` takes outside of the VM (tools/lab/cli_soak.py): an emulated CPU has other seconds."""
+"""Seconds that ``loop`` takes outside of the VM, as tools/lab/cli_soak.py measured; 0: not told."""
 
 SECONDS = 2.0
 """For a guardian to go and the next start to end, in seconds of the outer CPU; no test judges it."""
@@ -314,14 +315,6 @@ class KernelLog:
                 continue
             lines += record.partition(";")[2].splitlines()[:1]
         return [f"the kernel: {line}" for line in (*alarms_of("\n".join(lines)), *filter(FAULTS.search, lines))]
-
-
-def loop() -> float:
-    """Seconds of a loop that only computes."""
-    begin = time.perf_counter()
-    for _ in range(100_000):
-        pass
-    return time.perf_counter() - begin
 
 
 def guardians() -> list[int]:

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=SECTIONS + APART + GUEST,
         metavar="NAME",
-        help=", ".join(SECTIONS + APART + GUEST),
+        help=f"{', '.join(SECTIONS + APART)}; with --vm {', '.join(GUEST)}",
     )
     parser.add_argument(
         "--against",

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lab import CHECKOUT, LabError, cli_test, machines, process, setup
+from lab import CHECKOUT, LabError, cli_test, machines, pace, process, setup
 from lab.floors import Runner, without_devices, without_privilege
 
 SOAKS = CHECKOUT / "tools/soaks"
@@ -24,8 +24,6 @@ _WORKLOADS = 8
 """At most, on a way; see tests/vm/test_deaths.py."""
 _BOOT = 90
 """Seconds that a VM takes before its first test, more or less."""
-_LOOP = 100_000
-"""Turns of the loop by which CPUs are compared (tests/vm/deaths.py has the same)."""
 
 
 def main(arguments: list[str]) -> int:
@@ -65,8 +63,11 @@ def _in_the_vm(arguments: list[str]) -> int:
     by_name = {machine.name: machine for machine in machines.load()}
     ways = options.vm or list(WAYS)
     begin, results, broken = time.monotonic(), [], []
+    undisturbed = min(pace.loop() for _ in range(20))
     os.environ.update(
-        UVIRTIO_KILLS=str(options.kills), UVIRTIO_KILLS_SEED=str(options.seed), UVIRTIO_KILLS_LOOP=str(_loop())
+        UVIRTIO_KILLS=str(options.kills),
+        UVIRTIO_KILLS_SEED=str(options.seed),
+        UVIRTIO_KILLS_LOOP=str(undisturbed),
     )
     with tempfile.TemporaryDirectory(prefix="uvs-", dir="/tmp") as folder:
         runner = Runner(runner_venv, Path(folder), options.only)
@@ -90,17 +91,6 @@ def _in_the_vm(arguments: list[str]) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps({"kills": results, "broken": broken}, indent=2) + "\n")
     return 1 if broken else 0
-
-
-def _loop() -> float:
-    """Seconds of a loop that only computes, on this machine when nothing is in its way."""
-    best = float("inf")
-    for _ in range(20):
-        begin = time.perf_counter()
-        for _ in range(_LOOP):
-            pass
-        best = min(best, time.perf_counter() - begin)
-    return best
 
 
 def _deaths(report: Path) -> list[dict[str, Any]]:

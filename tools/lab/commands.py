@@ -287,10 +287,10 @@ def _be_the_command(output: list[int], words: list[str], env: dict[str, str] | N
         code = main()
     except BaseException:  # noqa: BLE001 - nothing of what our parent was in the middle of may go on here
         traceback.print_exc()
-    _leave(code)
+    leave(code)
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End as an interpreter does, but for its last step: taking every object apart.
 
     That writes to each page that the child shares with its parent, and on an emulated CPU takes three times as

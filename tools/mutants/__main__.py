@@ -51,7 +51,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--list", action="store_true", help="say what would be changed, and run nothing")
     top.add_argument("--told", action="store_true", help="say what the kept verdicts come to, and run nothing")
     top.add_argument("--keep", action="store_true", help="add the verdicts to those that are kept")
-    top.add_argument("--rest", action="store_true", help="take the kept verdicts, and judge only what has none")
+    top.add_argument(
+        "--rest",
+        action="store_true",
+        help="take the kept verdicts, and judge only what was not noticed or has none",
+    )
     top.add_argument("--wanted", type=float, default=_WANTED, metavar="SHARE", help="fail below this share (0.95)")
     top.add_argument("--worker", metavar="FILE", help=argparse.SUPPRESS)
     return top

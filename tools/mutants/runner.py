@@ -127,10 +127,8 @@ class Judge:
             end, by = answer
             if end not in NOTICED or self._is_sound(session, by):
                 break
-            chosen, end = (
-                [place for place in chosen if place != by],
-                SURVIVED,
-            )  # it fails by itself: it judges nothing
+            chosen = [place for place in chosen if place != by]  # it fails by itself: it judges nothing
+            end = SURVIVED
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         if self._known is None or end in NOTICED:

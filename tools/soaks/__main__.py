@@ -39,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--day",
         action="store_true",
-        help=f"instead: the whole day, squeezed; without names of {', '.join(work.PROMISED)}, for whose numbers"
-        " docs/reliability.md has figures",
+        help=f"instead: the whole day, squeezed; without names of {', '.join(work.PROMISED)}, which are promised"
+        " (docs/soak.md has figures)",
     )
     top.add_argument(
         "--within",

@@ -249,10 +249,13 @@ def test_the_process_of_a_command_has_none(tmp_path: Path) -> None:
         words = [sys.executable, "-m", "uvirtio", "balloon", "follow", "scripted:balloon", "-v"]
         environ = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
         with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environ) as made:
-            ready = heard.recv(4096).decode()
-            seen = sets(made.pid)
-            made.terminate()
-            _, told = made.communicate(timeout=30)
+            try:
+                ready = heard.recv(4096).decode()
+                seen = sets(made.pid)
+                made.terminate()
+                _, told = made.communicate(timeout=30)
+            finally:
+                made.kill()
         assert made.returncode == 143
         assert (seen["CapEff"], seen["CapBnd"], seen["NoNewPrivs"]) == (word(), word(), "1")
         (said,) = re.findall(r"^trace: (\d+ capabilities given up, .*)$", told.decode(), re.MULTILINE)

@@ -118,7 +118,9 @@ def test_what_quick_leaves_out_is_not_collected():
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
     top = selection.TESTS.parent
     ids = [
-        subprocess.run([*command, *options, str(top / file)], cwd=top, capture_output=True, text=True).stdout
+        subprocess.run(
+            [*command, *options, str(top / file)], cwd=top, capture_output=True, text=True, timeout=60
+        ).stdout
         for options in ([], quick.options("unit"))
     ]
     assert left_out in ids[0] and left_out not in ids[1] and f"{file}::" in ids[1]
