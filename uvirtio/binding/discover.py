@@ -39,7 +39,6 @@ __all__ = [
     "pci_functions",
     "platform_devices",
     "scan",
-    "standing_on",
     "unlisted",
     "vdpa_above",
     "vdpa_devices",
@@ -333,13 +332,6 @@ def _id_of_function(path: Path) -> int | None:
     if vendor is None or device is None or not ids.is_virtio_pci(vendor, device):
         return None
     return ids.device_id_of_pci(vendor, device)
-
-
-def standing_on(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
-    """The vDPA devices that stand on a PCI function or its sub-functions: they go when its driver goes."""
-    if found.bus != "pci" or not (above := vdpa_above(roots)):
-        return []
-    return [*vdpa_devices(roots, above.get(sysfs.real(found.path), ()))]
 
 
 def vdpa_above(roots: Roots) -> dict[Path, list[str]]:

@@ -312,7 +312,7 @@ class Facts:
         return vdpa_above(self.roots)
 
     def standing_on(self, found: DiscoveredDevice) -> list[DiscoveredDevice]:
-        """As ``discover.standing_on``, from one look at all vDPA devices."""
+        """The vDPA devices that stand on a PCI function or its sub-functions: they go when its driver goes."""
         names = self._above.get(sysfs.real(found.path), ()) if found.bus == "pci" and self._above else ()
         return [*vdpa_devices(self.roots, names)]
 

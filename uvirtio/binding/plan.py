@@ -12,7 +12,7 @@ from typing import Any
 
 from uvirtio.binding import journal, rules, standing
 from uvirtio.binding.checks import Check, driver_state, writable
-from uvirtio.binding.discover import DiscoveredDevice, standing_on
+from uvirtio.binding.discover import DiscoveredDevice
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
@@ -140,7 +140,7 @@ def plan(
     )
     for member in members:
         try:
-            for one in (member.found, *standing_on(member.found, roots)):
+            for one in (member.found, *facts.standing_on(member.found)):
                 denylist.check(one.names, roots)
         except Denied as denied:
             problems.append(denied)

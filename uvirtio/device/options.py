@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
@@ -112,7 +112,13 @@ def _new(cls: type[OpenOptions], *given: Any, **named: Any) -> OpenOptions:
     return _checked(_make(cls, *given, **named))
 
 
-OpenOptions.__new__ = _new  # type: ignore[method-assign,assignment]  # which a NamedTuple cannot say in its body
+def _of_values(cls: type[OpenOptions], values: Iterable[Any]) -> OpenOptions:
+    return cls(*values)
+
+
+# Which a NamedTuple cannot say in its body. ``_replace`` makes its copy by ``_make``.
+OpenOptions.__new__ = _new  # type: ignore[method-assign,assignment]
+OpenOptions._make = classmethod(_of_values)  # type: ignore[method-assign,assignment]
 
 
 def _checked(given: OpenOptions) -> OpenOptions:
@@ -143,7 +149,7 @@ def _checked(given: OpenOptions) -> OpenOptions:
     _check(
         given.replay, "replay", given.replay is None or hasattr(given.replay, "next_device"), "a Replay, or None"
     )
-    return given._replace(interrupts=tuple(modes), without=tuple(given.without))
+    return _make(type(given), **{**given._asdict(), "interrupts": tuple(modes), "without": tuple(given.without)})
 
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)

@@ -71,6 +71,8 @@ def test_a_value_that_an_option_cannot_have_is_refused_before_anything_is_opened
     assert caught.value.seen == repr(next(iter(keywords.values())))
     assert caught.value.expected
     with pytest.raises(UsageError):
+        OpenOptions()._replace(**keywords)
+    with pytest.raises(UsageError):
         uvirtio.open("0000:00:1f.0", **keywords)
     scripted = ScriptedDevice(Rng())
     with pytest.raises(UsageError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self
@@ -64,7 +64,6 @@ class Machine:
         arguments: Sequence[str] = (),
         drives: Sequence[str | os.PathLike[str] | None] = (),
         root_ports: int = 0,
-        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         """Start QEMU.
 
@@ -85,7 +84,6 @@ class Machine:
                 none at all: a disk is supplied. An image that this user may not write is read-only.
             root_ports: Number of PCI Express root ports of the machine, each a socket for ``plug``. The machine pc
                 has no PCI Express, and needs none.
-            meanwhile: Work for this thread while QEMU starts.
 
         Raises:
             QemuMissing: QEMU is not installed.
@@ -106,12 +104,6 @@ class Machine:
             drives=drives,
             root_ports=root_ports,
         )
-        if meanwhile is not None:
-            try:
-                meanwhile()
-            except BaseException:
-                launch.close()
-                raise
         self._take_over(launch)
 
     def _take_over(self, launch: Launch) -> None:
