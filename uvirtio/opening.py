@@ -337,13 +337,14 @@ def identify(
         found = _recorded(address, found, options)
         trace = register_trace(address, options.trace)
         transport = _transport(found, trace, options.force_legacy)
+        from uvirtio.device.core import Device
+        from uvirtio.interfaces.backend import WithoutIommu
+
+        with limits.told(f"{address} cannot be opened"):
+            device = Device(address, transport, options)
     except BaseException:
         found.close()
         raise
-    from uvirtio.device.core import Device
-    from uvirtio.interfaces.backend import WithoutIommu
-
-    device = Device(address, transport, options)
     if isinstance(found, WithoutIommu):
         device.warning = found.warning
     return device

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from uvirtio.errors import OperationFailed, UvirtioError
+from uvirtio.host import limits
 
 _WARNING = re.compile(r"(?:^|: )(?:warning|info): ")
 _PR_SET_PDEATHSIG = 1
@@ -46,6 +47,7 @@ class ChildProcess:
             timeout: Seconds to wait for the start.
 
         Raises:
+            LimitReached: A limit of this process does not allow it.
             UvirtioError: The process cannot be started; ``not_started`` says which.
         """
         self._binary = binary
@@ -72,6 +74,10 @@ class ChildProcess:
             raise
         if self._process is None:
             self._abandon()
+            if isinstance(self._failure, OSError):
+                lacking = limits.reached(self._failure, f"{self.name} cannot be started")
+                if lacking is not None:
+                    raise lacking
             raise self.not_started(
                 f"{self.name} could not be started: {binary}",
                 seen=str(self._failure or f"nothing after {timeout:g} s"),

@@ -34,7 +34,7 @@ from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import DmaSpace, Event, Registers
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, BarInfo
 from uvirtio.memory.access import FdRegisters
-from uvirtio.memory.eventfd import EventFd
+from uvirtio.memory.eventfd import EventFd, all_or_none
 from uvirtio.memory.iova import IovaAllocator
 from uvirtio.spec import pci
 
@@ -163,7 +163,7 @@ class VfioFunction(BoundFunction):
                 seen=f"{self.msix_vectors} in its table",
             )
         self.disable_interrupts()
-        events = [EventFd() for _ in range(count)]
+        events = all_or_none(EventFd, count)
         self._arm(VFIO_PCI_MSIX_IRQ_INDEX, events)
         return list(events)
 

@@ -36,6 +36,7 @@ from uvirtio.errors import (
     ResetTimeout,
     UvirtioError,
 )
+from uvirtio.host import limits
 from uvirtio.interfaces.backend import Ends
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
@@ -52,8 +53,7 @@ T = TypeVar("T")
 class Device(DeviceState):
     """An open virtio device, as ``uvirtio.open`` returns it; a context manager.
 
-    One thread owns a device and calls its methods; ``close()`` may come from any thread. Addresses and sizes
-    are in bytes, times in seconds.
+    One thread calls its methods; ``close()`` may come from any. Addresses and sizes: bytes; times: seconds.
     """
 
     def __init__(self, address: str, transport: Transport, options: OpenOptions | None = None) -> None:
@@ -121,14 +121,14 @@ class Device(DeviceState):
             ResetTimeout: The status did not become 0 in time (2.4.2).
             DeviceNeedsReset: The device set DEVICE_NEEDS_RESET or FAILED, or cleared DRIVER_OK.
             DeviceGone: The device was removed.
-            MemlockExceeded: RLIMIT_MEMLOCK is too small to pin the memory of the queues.
+            MemlockExceeded, LimitReached: RLIMIT_MEMLOCK is too small to pin the queues' memory; another limit is.
             HugePagesLack: Without an IOMMU: too few huge pages are left.
             MemoryScattered: There is no contiguous memory for a legacy queue (2.7.2).
             PagemapHidden: Without an IOMMU: this user cannot see physical addresses.
             OperationFailed: The kernel refused an operation on memory or interrupts.
             NotSupported: This machine, kernel or back end cannot do it.
         """
-        with self.session():
+        with self.session(), limits.told(f"{self.address} cannot be started"):
             if self._status.live:
                 self.stop()  # another driver had it: what that one took is given back first
                 self._check_usable()

@@ -21,6 +21,7 @@ from uvirtio.device.listener import Listener
 from uvirtio.device.polling import PollWindow
 from uvirtio.device.storm import InterruptStorm
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, UvirtioError
+from uvirtio.host import limits
 from uvirtio.interfaces.backend import after_removal
 from uvirtio.interfaces.transport import USED, Transport
 from uvirtio.interfaces.values import InterruptMode
@@ -272,7 +273,8 @@ class WaitLoop:
             return True
         if self._device.leaving or self._transport.interrupt_mode is InterruptMode.POLLING:
             return False
-        listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
+        with limits.told(f"{self._device.address} cannot be waited for"):
+            listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
         return True
 
     def _end(self) -> None:

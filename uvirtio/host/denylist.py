@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from uvirtio.errors import Denied, UvirtioError
-from uvirtio.host import addresses
+from uvirtio.host import addresses, limits
 from uvirtio.host.names import device_behind
 from uvirtio.host.roots import Roots
 
@@ -27,6 +27,7 @@ def patterns(roots: Roots) -> list[str]:
 
     Raises:
         Denied: The list exists and cannot be read.
+        LimitReached: It cannot be, for want of a descriptor.
     """
     path = roots.etc / "uvirtio" / "deny"
     try:
@@ -39,7 +40,8 @@ def patterns(roots: Roots) -> list[str]:
     except PermissionError as error:
         raise _unreadable(path, error.strerror, remedy=f"as root: chmod 0644 {path}") from error
     except OSError as error:
-        raise _unreadable(path, error.strerror) from error
+        lacking = limits.reached(error, f"the deny list {path} cannot be read")
+        raise lacking or _unreadable(path, error.strerror) from error
     if pipe:
         raise _unreadable(path, "a pipe")
     lines = (line.split("#", 1)[0].strip() for line in text.splitlines())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import Protocol, TypeVar
 
 from uvirtio.errors import Closed
 
@@ -52,6 +55,32 @@ class EventFd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Closes(Protocol):
+    """What owns a descriptor."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+Owner = TypeVar("Owner", bound=Closes)
+
+
+def all_or_none(make: Callable[[], Owner], count: int) -> list[Owner]:
+    """Make several owners of descriptors; where one cannot be made, those that were are closed.
+
+    Args:
+        make: Makes one.
+        count: How many.
+
+    Raises:
+        OSError: What ``make`` raises: a limit was reached.
+    """
+    with ExitStack() as undo:
+        made = [undo.enter_context(closing(make())) for _ in range(count)]
+        undo.pop_all()
+    return made
 
 
 class EventFdDoorbell:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from uvirtio.errors import CapabilityError, OperationFailed
 from uvirtio.interfaces.values import BarInfo
+from uvirtio.memory.eventfd import all_or_none
 from uvirtio.scripted.core import ScriptedCore
 from uvirtio.scripted.model import Model
 from uvirtio.scripted.parts import ScriptedEvent, Window
@@ -141,7 +142,7 @@ class ScriptedDevice(ScriptedCore):
             raise OperationFailed("MSI-X cannot be turned on", seen="scripted")
         self.check("PCI-MSX-02", 0 < count <= self.msix_vectors, f"{count} vectors of {self.msix_vectors}")
         self._interrupts_off()
-        self.msix = [ScriptedEvent() for _ in range(count)]
+        self.msix = all_or_none(ScriptedEvent, count)
         self._events += self.msix
         return list(self.msix)
 

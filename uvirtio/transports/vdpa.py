@@ -256,9 +256,8 @@ class Vdpa(TransportBase):
             return f"the parent device has {have} vectors for {len(queues)} queues and the configuration"
         self._config_call = self._call("configuration")
         self._node.set_config_call(self._config_call.fileno())
-        self._calls = {
-            index: self._call(f"queue {index}") for index in queues
-        }  # handed over when the queue is enabled
+        for index in queues:  # handed over when the queue is enabled
+            self._calls[index] = self._call(f"queue {index}")
         return None
 
     def _bell(self, name: str) -> EventFdDoorbell:

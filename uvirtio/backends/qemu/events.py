@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from contextlib import ExitStack
 
 from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.backends.qemu.qmp import Qmp
@@ -17,6 +18,19 @@ def _drained(fd: int) -> bool:
         return os.eventfd_read(fd) > 0
     except BlockingIOError:
         return False
+
+
+def _bell_beside(number: int) -> tuple[int, select.epoll]:
+    """An eventfd, and a set that polls readable with it and with ``number``; none of them where one is lacking."""
+    with ExitStack() as undo:
+        bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        undo.callback(os.close, bell)
+        both = select.epoll(2)
+        undo.callback(both.close)
+        both.register(bell, select.EPOLLIN)
+        both.register(number, select.EPOLLIN)
+        undo.pop_all()
+    return bell, both
 
 
 class MessageEvent:
@@ -71,10 +85,7 @@ class LineEvent:
         self._line = line
         self._masked = False
         self._closed = False
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll = select.epoll(2)
-        self._poll.register(self._bell, select.EPOLLIN)
-        self._poll.register(qtest.fileno(), select.EPOLLIN)
+        self._bell, self._poll = _bell_beside(qtest.fileno())
         self._seen = line.raises
         if line.level:
             self._wake()
@@ -145,10 +156,7 @@ class RemovalEvent:
         self._device = device
         self._fired = False
         self._closed = False
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll = select.epoll(2)
-        self._poll.register(self._bell, select.EPOLLIN)
-        self._poll.register(qmp.fileno(), select.EPOLLIN)
+        self._bell, self._poll = _bell_beside(qmp.fileno())
         process.watch(self._bell)
 
     def fileno(self) -> int:

@@ -56,18 +56,19 @@ class Bells:
             for _ in range(VECTORS):
                 self._calls.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
                 undo.callback(os.close, self._calls[-1])
+            # What an ivshmem server sends: version, the client's id, the shared memory, then each peer's vectors.
+            # The kernel counts descriptors under way against RLIMIT_NOFILE, all of this user's.
+            self._tell(_VERSION)
+            self._tell(_QEMU_PEER)
+            self._tell(-1, self._shared)
+            for fd in self._calls:
+                self._tell(_OUR_PEER, fd)
             undo.pop_all()
         self._free_calls = list(range(VECTORS - 2, -1, -1))
         self._free_kicks = list(range(VECTORS - 1, -1, -1))
         self._pci: PciAccess | None = None
         self._doorbell_address = 0
         self._closed = False
-        # What an ivshmem server sends: version, the client's id, the shared memory, then each peer's vectors.
-        self._tell(_VERSION)
-        self._tell(_QEMU_PEER)
-        self._tell(-1, self._shared)
-        for fd in self._calls:
-            self._tell(_OUR_PEER, fd)
 
     def _tell(self, word: int, fd: int | None = None) -> None:
         socket.send_fds(self._server, [word.to_bytes(8, "little", signed=True)], [] if fd is None else [fd])

@@ -16,6 +16,7 @@ from typing import Final
 
 from uvirtio.backends.pages import GuestBlock
 from uvirtio.errors import Closed, OperationFailed
+from uvirtio.host import limits
 from uvirtio.memory.iova import IovaAllocator
 
 BASE: Final = 1 << 32
@@ -61,7 +62,7 @@ class SharedMemory:
             block = SharedBlock(self, address, size)
         except OSError as error:
             self._free.free(address)
-            raise OperationFailed(
+            raise limits.reached(error, f"no {size} bytes of shared memory") or OperationFailed(
                 f"no {size} bytes of shared memory",
                 seen=os.strerror(error.errno or 0),
                 expected="pages of a memfd",

@@ -28,6 +28,7 @@ from uvirtio.backends.pages import (
 )
 from uvirtio.backends.physical import PhysicalBlock, PhysicalDmaSpace
 from uvirtio.errors import MemlockExceeded, OperationFailed
+from uvirtio.host import limits
 from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.process import status_bytes
@@ -76,7 +77,7 @@ def _shared(size: int) -> Memory:
         finally:
             os.close(fd)
     except OSError as error:
-        raise OperationFailed(
+        raise limits.reached(error, f"no {size} bytes of shared memory") or OperationFailed(
             f"no {size} bytes of shared memory",
             seen=os.strerror(error.errno or 0),
             expected="a memfd of this size",

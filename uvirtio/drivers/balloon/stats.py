@@ -12,7 +12,7 @@ from uvirtio.device import Device, Queue
 from uvirtio.drivers.balloon import cgroup as cgroups
 from uvirtio.drivers.base import runs
 from uvirtio.errors import NotSupported, OperationFailed, UvirtioError
-from uvirtio.host import proc
+from uvirtio.host import limits, proc
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Block
@@ -130,7 +130,8 @@ class Collector:
         try:
             meminfo = proc.meminfo(self._roots)
         except OSError as error:
-            raise NotSupported("/proc/meminfo cannot be read", seen=error.strerror) from error
+            text = "/proc/meminfo cannot be read"
+            raise limits.reached(error, text) or NotSupported(text, seen=error.strerror) from error
         found: dict[int, int] = {tag: meminfo[name] for tag, name in _MEMINFO.items() if name in meminfo}
         if "Cached" in meminfo:
             found[Stat.CACHES] = sum(meminfo.get(name, 0) for name in _CACHES)
