@@ -22,7 +22,7 @@ from tests.vm.pattern import MIB, Pattern
 TOOLS = next(top for top in Path(__file__).resolve().parents if (top / "pyproject.toml").exists()) / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import cli_soak  # noqa: E402
+from lab import LabError, cli_soak  # noqa: E402
 from lab.floors import Outcome, Runner  # noqa: E402
 
 LOG = b"4,1,1,-;an ordinary line\n SUBSYSTEM=none\n"
@@ -154,7 +154,9 @@ def test_what_is_wrong_with_the_memory_or_for_the_workload_is_a_fault(
 def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[tuple[Any, dict[str, str]]]]]:
     """``tools/soak --vm``, on VMs that leave a report and are none; what each was told."""
 
-    def run(*words: str, faults: Sequence[str] = ()) -> tuple[int, list[tuple[Any, dict[str, str]]]]:
+    def run(
+        *words: str, faults: Sequence[str] = (), kills: int = 2, silent: str = "", ended: str = ""
+    ) -> tuple[int, list[tuple[Any, dict[str, str]]]]:
         booted: list[tuple[Any, dict[str, str]]] = []
         monkeypatch.setattr(os, "environ", {})
         monkeypatch.setattr(cli_soak.setup, "packages", lambda _packages: None)
@@ -163,12 +165,16 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[tuple
         def floor(runner: Runner, chosen: Any) -> Iterator[tuple[str, Callable[[], Outcome]]]:
             ((machine, version),) = chosen
             name = f"vm {machine.name} {version}"
-            told = deaths.Deaths(machine.name, "plug", kills=2, filled=64 * MIB, faults=list(faults))
+            if machine.name == ended:
+                raise LabError("a download\nfailed")
+            told = deaths.Deaths(machine.name, "plug", kills=kills, filled=64 * MIB, faults=list(faults))
             report = ET.Element("testsuite")
             ET.SubElement(report, "property", name="deaths", value=json.dumps(told.as_dict()))
 
             def step() -> Outcome:
                 booted.append((machine, dict(os.environ)))
+                if machine.name == silent:
+                    return Outcome(name, ok=False, seconds=0.0, failed=1, note="pytest ended with 1")
                 ET.ElementTree(report).write(runner.reports / f"{name.replace(' ', '-')}.xml")
                 return Outcome(name, ok=not faults, seconds=0.0, failed=len(faults))
 
@@ -203,6 +209,29 @@ def test_a_fault_of_a_way_ends_the_tool_with_1(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("FAIL deaths-uio") and printed[0].endswith("; kill 1: a page")
     assert printed[-1].startswith("FAIL: vm deaths-uio 6.12: 1 failed")
+
+
+def test_a_machine_that_leaves_no_report_is_told_and_ends_no_other(
+    tool: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    figures = tmp_path / "it"
+    code, booted = tool("--vm", "--json", str(figures), silent="deaths-vfio", ended="deaths-mmio")
+    assert code == 1 and [machine.name for machine, _ in booted] == ["deaths-vfio", "deaths-uio", "deaths-vdpa"]
+    wrong = [
+        "vm deaths-vfio 6.12: pytest ended with 1, and it left no report",
+        "deaths-mmio: a download",
+    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith(f"FAIL: {'; '.join(wrong)}; 4 killed")
+    document = json.loads(figures.read_text())
+    assert (len(document["kills"]), document["broken"]) == (2, wrong)
+
+
+def test_where_nothing_is_killed_nothing_is_proved(
+    tool: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = tool("--vm", "uio", kills=0)
+    assert code == 1 and capsys.readouterr().out.splitlines()[-1].startswith("FAIL: nothing was killed; 0 killed")
 
 
 @pytest.mark.parametrize("words", [("--kills", "0"), ("--within", "0"), ("--within", "nan")])
