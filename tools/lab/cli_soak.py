@@ -20,8 +20,6 @@ from lab.floors import Runner, without_devices, without_privilege
 
 SOAKS = CHECKOUT / "tools/soaks"
 WAYS = ("vfio", "uio", "mmio", "vdpa")
-_WORKLOADS = 8
-"""At most, on a way; see tests/vm/test_deaths.py."""
 _BOOT = 90
 """Seconds that a VM takes before its first test, more or less."""
 
@@ -75,7 +73,7 @@ def _in_the_vm(arguments: list[str]) -> int:
             machine = replace(by_name[f"deaths-{way}"], timeout=float("inf"))
             if options.within is not None:
                 seconds = (options.within * 60 - (time.monotonic() - begin)) / (len(ways) - number)
-                os.environ["UVIRTIO_KILLS_SECONDS"] = str(max(1.0, (seconds - _BOOT) / _WORKLOADS))
+                os.environ["UVIRTIO_KILLS_SECONDS"] = str(max(1.0, seconds - _BOOT))
                 machine = replace(machine, timeout=seconds + 1200)
             found, wrong = _one_way(runner, machine)
             results += found

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,15 +35,15 @@ WARNING = b"4,3,3,-;WARNING: CPU: 0 PID: 1 at mm/page_alloc.c:1\n"
 
 
 def test_memory_that_nothing_touches_is_as_filled() -> None:
-    with Pattern("mine", 3 * MIB, 1) as filled:
+    with closing(Pattern("mine", 3 * MIB, 1)) as filled:
         assert filled.wrong() == []
     filled.close()
-    with Pattern("none", 0, 1) as filled:
+    with closing(Pattern("none", 0, 1)) as filled:
         assert filled.wrong() == []
 
 
 def test_a_byte_that_was_written_and_a_page_that_was_emptied_are_seen() -> None:
-    with Pattern("mine", 3 * MIB, 1) as filled:
+    with closing(Pattern("mine", 3 * MIB, 1)) as filled:
         assert filled._map is not None
         filled._map[MIB + 5000] ^= 1
         filled._map.madvise(mmap.MADV_DONTNEED, 2 * MIB + 8192, 4096)  # as a balloon's host does
@@ -56,7 +57,7 @@ class Child:
     """A command that lives for so many looks at it."""
 
     def __init__(self, looks: float, code: int = 0) -> None:
-        self._looks, self._code, self.stdout = looks, code, io.StringIO("said")
+        self._looks, self._code, self.stdout, self.pid = looks, code, io.StringIO("said"), os.getpid()
 
     def poll(self) -> int | None:
         self._looks -= 1
@@ -101,7 +102,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dea
         (tmp_path / "auto").write_text("offline\n")
         monkeypatch.setattr(deaths, "commands", lambda: SimpleNamespace(start=start, run=following))
         monkeypatch.setattr(deaths, "started", lambda _qmp, _path: told["up"])
-        monkeypatch.setattr(deaths, "guardians", list)
+        monkeypatch.setattr(deaths, "guardians", lambda _since: [])
         monkeypatch.setattr(deaths, "DROP_CACHES", tmp_path / "drop")
         monkeypatch.setattr(pattern, "free", lambda: 82 * MIB)
         monkeypatch.setattr(Pattern, "of_free_huge_pages", classmethod(lambda cls, *_: cls("huge", 0, 1)))
@@ -111,7 +112,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dea
         with monkeypatch.context() as patch:
             patch.setattr(deaths, "open_log", lambda: os.open("/dev/null", os.O_RDONLY))
             patch.setattr(deaths, "read_log", log)
-            with deaths.Killing(machine, 1) as killing:
+            with closing(deaths.Killing(machine, 1)) as killing:
                 return killing.run(deaths.Victim("made", "it", ("do", "ADDRESS"), ("more",), **victim), 3)
 
     return run
@@ -194,7 +195,7 @@ def test_each_way_is_a_machine_that_is_told_how_often_and_how_long(
     assert [machine.name for machine, _ in booted] == ["deaths-vfio", "deaths-uio", "deaths-mmio", "deaths-vdpa"]
     _, env = booted[0]
     assert (env["UVIRTIO_KILLS"], env["UVIRTIO_KILLS_SEED"]) == ("7", "3") and float(env["UVIRTIO_KILLS_LOOP"]) > 0
-    assert 90 < float(env["UVIRTIO_KILLS_SECONDS"]) < 900 / 8
+    assert 800 < float(env["UVIRTIO_KILLS_SECONDS"]) < 900
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 5 and printed[0].startswith("ok   deaths-vfio plug       2 killed (0 came late)")
     assert printed[-1].startswith("PASS") and "; 8 killed" in printed[-1]
