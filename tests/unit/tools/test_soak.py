@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,9 +152,21 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kills, "_COMES", 0.2)
 
     def run(
-        script: str, next_start: Callable[[str], None] = lambda _disk: None, *, stop: bool = False
+        script: str,
+        next_start: Callable[[str], None] = lambda _disk: None,
+        *,
+        stop: bool = False,
+        until: Callable[[str], object] | None = None,
     ) -> kills.Tally:
         killing = kills.Killing(tmp_path, (watched,), 1)
+        if until is not None:  # it has come so far, however busy this machine is
+
+            def come(_child: object, mark: str, _longest: float, *, busy: bool) -> None:
+                deadline = time.monotonic() + 60
+                while not until(mark) and time.monotonic() < deadline:
+                    time.sleep(0.01)
+
+            monkeypatch.setattr(killing, "_moment", come)
         monkeypatch.setattr(killing, "_whole", lambda _victim: 0.3)
         monkeypatch.setattr(killing, "_draw", random.Random(3))
         victim = kills.Victim("made", (script.replace("WATCHED", str(watched)),), next_start, "sleep")
@@ -168,12 +181,14 @@ def test_a_command_that_dies_alone(killed) -> None:
 
 
 def test_a_process_that_outlives_its_command_is_a_fault(killed) -> None:
-    tally = killed("sleep 60 & wait")
+    tally = killed("sleep 60 & wait", until=lambda mark: len(kills.marked(mark)) > 1)
     assert any(fault.startswith("orphans: [") for fault in tally.faults) and tally.with_child
 
 
-def test_a_file_of_a_dead_command_is_a_fault(killed) -> None:
-    tally = killed("touch WATCHED/socket; exec sleep 60")
+def test_a_file_of_a_dead_command_is_a_fault(killed, tmp_path: Path) -> None:
+    tally = killed(
+        "touch WATCHED/socket; exec sleep 60", until=lambda _mark: (tmp_path / "watched/socket").exists()
+    )
     assert any(fault.startswith("files left: ") for fault in tally.faults)
 
 
