@@ -107,8 +107,8 @@ def _one_way(runner: Runner, machine: machines.Machine) -> tuple[list[dict[str, 
                 broken.append(f"{name}: {', '.join(wrong)}")
     except (LabError, ET.ParseError) as error:
         broken.append(f"{machine.name}: {str(error).splitlines()[0]}")
-    for one in broken:
-        print(f"FAIL {one}", flush=True)
+    for text in broken:
+        print(f"FAIL {text}", flush=True)
     return results, broken
 
 
