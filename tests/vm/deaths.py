@@ -136,7 +136,7 @@ class Deaths:
     late: int = 0
     stops: int = 0
     lived: float = 0.0
-    """Seconds that the command takes when it is left alone."""
+    """Seconds that the command takes when it is left alone, or took when a kill came late."""
     alone: float = 0.0
     """Seconds that the next start takes after one that was left alone."""
     slowest_end: float = 0.0
@@ -176,8 +176,6 @@ class Killing:
         begin = time.monotonic()
         DROP_CACHES.write_text("1")  # what is cached is no memory that could be filled
         self._left_alone(victim, deaths)
-        if count > 1:  # the first of its kind has to load much
-            self._left_alone(victim, deaths)
         while deaths.kills < count and deaths.kills + deaths.late < 2 * count + 4 and len(deaths.faults) < 5:
             if seconds is not None and time.monotonic() - begin > seconds:
                 break
@@ -237,7 +235,10 @@ class Killing:
         machine, pages = self._machine, pattern.free_huge_pages()
         child = self._start(victim)
         found: list[str] = []
+        begin = time.monotonic()
         alive = self._live(victim, child, self._draw.uniform(0, deaths.lived)) is None
+        if not alive:  # the first of its kind had more to load, or the CPU has less to do now
+            deaths.lived = time.monotonic() - begin
         child.kill()
         child.wait(PATIENCE)
         death = time.monotonic()

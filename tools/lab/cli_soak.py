@@ -69,6 +69,8 @@ def _in_the_vm(arguments: list[str]) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="uvs-", dir="/tmp") as folder:
         runner = Runner(runner_venv, Path(folder), options.only)
+        files = sorted({str(file) for way in ways for file in by_name[f"deaths-{way}"].files})
+        runner.compile(files, without_devices() if os.geteuid() == 0 else [])
         for number, way in enumerate(ways):
             machine = replace(by_name[f"deaths-{way}"], timeout=float("inf"))
             if options.within is not None:

@@ -77,9 +77,9 @@ class Child:
 def killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., deaths.Deaths]:
     """Kill a command that is none, three times; what is told of the machine after each death can be chosen."""
 
-    def run(name: str = "", value: Any = None, **victim: Any) -> deaths.Deaths:
+    def run(name: str = "", value: Any = None, late: int = 0, **victim: Any) -> deaths.Deaths:
         told: dict[str, Any] = {"up": False, "code": 0, "huge": 4, "log": LOG}
-        lives = [3.0, 3.0]
+        lives = [3.0] * (late + 1)
 
         def log(_fd: int, _length: int) -> bytes:
             record, told["log"] = told["log"], b""
@@ -123,6 +123,28 @@ def test_a_death_that_leaves_nothing(killed: Callable[..., deaths.Deaths]) -> No
     assert (found.kills, found.late, found.faults, found.filled) == (3, 0, [], 2 * MIB)
 
 
+def test_a_kill_that_comes_late_tells_how_long_the_command_lives(
+    killed: Callable[..., deaths.Deaths], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+    now, lives = [0.0], iter([8.0, *[0.05] * 20])  # at its first look it has ended already, or is alive
+
+    def live(_self: object, _victim: object, child: Child, _seconds: float) -> int | None:
+        now[0] += next(lives)
+        return None if child._looks > 1e6 else 0
+
+    def draw(_least: float, most: float) -> float:
+        drawn.append(most)
+        return most
+
+    monkeypatch.setattr(deaths, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _seconds: None))
+    monkeypatch.setattr(deaths.Killing, "_live", live)
+    monkeypatch.setattr(deaths.random, "Random", lambda _seed: SimpleNamespace(uniform=draw, randbytes=bytes))
+    found = killed(late=1)
+    assert (found.late, found.kills) == (1, 3)
+    assert drawn == pytest.approx([8.0, 0.05, 0.05, 0.05])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "fault"),
     [
@@ -142,7 +164,7 @@ def test_what_is_wrong_with_the_memory_or_for_the_workload_is_a_fault(
     killed: Callable[..., deaths.Deaths], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert killed(after=lambda _machine: []).faults == []
-    looks = iter([[], [], ["a torn sector"]])
+    looks = iter([[], ["a torn sector"]])
     assert killed(after=lambda _machine: next(looks, [])).faults[:1] == ["kill 1: a torn sector"]
     monkeypatch.setattr(Pattern, "wrong", lambda _self: ["a page"])
     assert killed().faults[:2] == ["kill 1: a page", "kill 1: a page"]  # held from the beginning, and freed
@@ -181,8 +203,14 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[tuple
 
             yield name, step
 
+        compiled: list[str] = []
+        monkeypatch.setattr(Runner, "compile", lambda _self, files, _wrapper: compiled.extend(files))
         monkeypatch.setattr(cli_soak.cli_test, "vm_floor", floor)
-        return cli_soak.main(list(words)), booted
+        code = cli_soak.main(list(words))
+        assert [Path(one).name for one in compiled] == ["test_deaths.py"], (
+            "or each VM does it again, on an emulated CPU"
+        )
+        return code, booted
 
     return run
 
