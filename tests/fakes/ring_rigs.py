@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from uvirtio.errors import DeviceBroken, RingCorruption
+from uvirtio.memory.access import descriptor_writer
 from uvirtio.scripted.memory import ScriptedDma
 from uvirtio.scripted.packed import PackedDeviceRing
 from uvirtio.scripted.ring import Chain, DeviceRing, Lies
@@ -152,7 +153,7 @@ class Spy:
 
 VIEWS = {
     "split": ("_desc", "_avail", "_used", "_elements", "_table_words"),
-    "packed": ("_desc", "_flags", "_mine", "_theirs", "_table_words"),
+    "packed": ("_desc", "_flags", "_halves", "_mine", "_theirs", "_table_words"),
 }
 
 
@@ -164,6 +165,8 @@ def traced(rig: Rig, *, weak: bool = False) -> list[tuple[str, str, int]]:
         view = getattr(queue, name)
         if view is not None:
             setattr(queue, name, Spy(view, name, trace))
+    if hasattr(queue, "_put"):
+        queue._put = descriptor_writer(queue._desc)
     rig.on_fence = lambda: trace.append(("fence", "full", 0))
     if weak:
         queue._order = lambda: trace.append(("fence", "order", 0))

@@ -7,7 +7,6 @@ diagnostics and tests alike. There is one wait loop (``waiting.py``), and one wa
 from __future__ import annotations
 
 import atexit
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from math import inf
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from uvirtio.device import log
 from uvirtio.device.bringup import GiveBack, Observer, RingMaker, admin_queue, negotiate, unobserved
-from uvirtio.device.counters import Counters
+from uvirtio.device.counters import Counters, moved
 from uvirtio.device.evidence import of_queue
 from uvirtio.device.foretell import whole_need
 from uvirtio.device.options import OpenOptions
@@ -435,7 +434,8 @@ class Device(DeviceState):
         if own or not self._made_here[0]:
             with self.session(timeout if own else None):
                 return self._waiting.wait(ready, timeout, what, owed, watch)
-        with self._lock:  # the device's own session, without its calls: a wait is as short as an interrupt
+        self._acquire()  # the device's own session, without its calls: a wait is as short as an interrupt
+        try:
             if (self.closing or self._broken is not None) and not self.leaving:
                 self._check_usable()
             try:
@@ -443,6 +443,8 @@ class Device(DeviceState):
             except BaseException as error:
                 self._left_by(error)
                 raise
+        finally:
+            self._release_lock()
 
     def interrupt(self, reason: BaseException) -> None:
         """Make the wait loop raise ``reason`` at its next iteration. For signal handlers: it only sets a flag.
@@ -487,14 +489,10 @@ class Device(DeviceState):
         """Whether the last look at the events found an interrupt, even one without a cause in the device."""
         return self._waiting.interrupted
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> int:
-            """The counters by the names that they had here before 0.2. Goes with 0.3."""
-            if name not in Counters.__slots__:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            warnings.warn(f"Device.{name} is Device.counters.{name} now", DeprecationWarning, stacklevel=2)
-            return getattr(self.counters, name)
+    if not TYPE_CHECKING:  # their names here before 0.2; a __getattr__ would make all other attributes slow
+        config_changes, interrupts_taken = moved("config_changes"), moved("interrupts_taken")
+        missed_interrupts, interrupt_storms = moved("missed_interrupts"), moved("interrupt_storms")
+        polled = moved("polled")
 
     def check_status(self) -> int:
         """Do what ``check`` does, inside a session of the caller's.

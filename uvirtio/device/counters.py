@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 
 class Counters:
     """Counts since the device was opened. They are live; reading them does not access the device."""
@@ -25,3 +28,17 @@ class Counters:
         """Return the counts by name."""
         names = ("config_changes", "interrupts_taken", "missed_interrupts", "interrupt_storms", "polled")
         return {name: getattr(self, name) for name in names}
+
+
+def moved(name: str) -> property:
+    """Return a counter under the name that it had on the device before 0.2. Goes with 0.3.
+
+    Args:
+        name: The counter.
+    """
+
+    def read(device: Any) -> int:
+        warnings.warn(f"Device.{name} is Device.counters.{name} now", DeprecationWarning, stacklevel=2)
+        return int(getattr(device.counters, name))
+
+    return property(read)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from uvirtio.interfaces.clock import ClosingPoller
 
 
-def _nothing(_: float) -> list[tuple[int, int]]:
+def _nothing(_seconds: float, _most: int) -> list[tuple[int, int]]:
     return []
 
 
@@ -30,8 +30,11 @@ class Listener:
         self._poll: ClosingPoller | None = None
         self.ready = False
         """Whether there is anything to listen to."""
-        self.look: Callable[[float], list[tuple[int, int]]] = _nothing
-        """As ``fired``, as a list: the set's own method."""
+        self.look: Callable[[float, int], list[tuple[int, int]]] = _nothing
+        """Returns the file descriptors that can be read, each with its epoll events; these may be ignored, as an
+        error shows in the read. It takes the seconds to wait for the first, 0: without waiting; and ``most``."""
+        self.most = 0
+        """How many descriptors there are. Where nothing is said epoll makes room for a thousand, at each call."""
 
     def listen(self, numbers: Iterable[int]) -> None:
         """Replace the set.
@@ -41,22 +44,11 @@ class Listener:
         """
         self.forget()
         self._poll = self._make()
-        for number in set(numbers):
+        different = set(numbers)
+        for number in different:
             self._poll.register(number, select.EPOLLIN)
-        self.look = self._poll.poll
+        self.look, self.most = self._poll.poll, len(different)
         self.ready = True
-
-    def fired(self, seconds: float) -> dict[int, int]:
-        """The file descriptors that can be read.
-
-        Args:
-            seconds: How long to wait for the first; 0: without waiting.
-
-        Returns:
-            The descriptors, each with its epoll events; these may be ignored, as an error shows in the read.
-        """
-        assert self._poll is not None
-        return dict(self._poll.poll(seconds))
 
     def forget(self) -> None:
         """Empty the set, before the descriptors are closed. Idempotent."""

@@ -171,6 +171,7 @@ class DeviceState:
         self._owner_pid = os.getpid()
         self._made_here = made_here()
         self._lock = threading.RLock()
+        self._acquire, self._release_lock = self._lock.acquire, self._lock.release
         self._session = Session(self)
         self._used_by: Session | None = None
         self._log = log.logger()

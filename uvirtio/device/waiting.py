@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Protocol
@@ -23,7 +23,7 @@ from uvirtio.device.storm import InterruptStorm
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, UvirtioError
 from uvirtio.host import limits
 from uvirtio.interfaces.backend import after_removal
-from uvirtio.interfaces.transport import USED, Transport
+from uvirtio.interfaces.transport import USED, HasQueueEvents, Transport
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.clock import clock_of
 
@@ -88,13 +88,16 @@ class WaitLoop:
         self.counters = Counters()
         self.interrupted = False
         self._clock = clock_of(transport)
+        self._monotonic = self._clock.monotonic
         self._poll = PollWindow(poll)
         self._storm = InterruptStorm()
         self._interruption: BaseException | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._listener = Listener(self._clock.epoll)
         self._done = 0  # chains that had come back at the last sleep: only an interrupt can be for nothing
-        self._fired: Mapping[int, int] | None = None  # what woke the loop just now; None: not asked yet
+        self._takers: Mapping[int, Callable[[], bool]] = {}
+        """By descriptor, while ``_listener`` has it: what takes an event that says nothing but used buffers."""
+        self._fired: Sequence[tuple[int, int]] | None = None  # what woke the loop just now; None: not asked yet
         self._look_at = 0.0  # when all events are looked at again, fired or not
 
     # --- from outside ---------------------------------------------------------------------------------------
@@ -111,7 +114,7 @@ class WaitLoop:
     def forget(self) -> None:
         """Stop listening to the device's events, before they are closed."""
         self._listener.forget()
-        self._fired = None
+        self._fired, self._takers = None, {}
 
     def close(self) -> None:
         """Close the eventfd; nothing may wait any more."""
@@ -142,19 +145,15 @@ class WaitLoop:
             DeviceGone: The device was removed.
             Closed: The device was closed during the wait.
         """
-        device, monotonic = self._device, self._clock.monotonic
+        monotonic = self._monotonic
         now = begin = monotonic()
+        self._take(now)
+        if ready():  # for most waits, so before all that is needed to sleep
+            return True
+        device, polled = self._device, False
         deadline = inf if timeout is None else begin + timeout
         next_check = begin + _SLICE
-        slept = polled = False
-        told = self._take(now)
         while True:
-            if ready():
-                if slept and not told and self._transport.interrupt_mode is not InterruptMode.POLLING:
-                    self.counters.missed_interrupts += 1
-                if polled:
-                    self._poll.slept(now - begin)
-                return True
             if now >= next_check:
                 device.check_status()
                 next_check = now + _SLICE
@@ -190,6 +189,12 @@ class WaitLoop:
                 device.put_off(now - asleep - _SLICE)
                 next_check = now + _SLICE
             told = self._take(now)
+            if ready():
+                if slept and not told and self._transport.interrupt_mode is not InterruptMode.POLLING:
+                    self.counters.missed_interrupts += 1
+                if polled:
+                    self._poll.slept(now - begin)
+                return True
 
     def _stalled(self) -> str:
         """Where the buffers of the queues are that have any out."""
@@ -240,16 +245,25 @@ class WaitLoop:
         if (device.closing or self._interruption is not None) and not device.leaving:
             self._end()
         fired, self._fired = self._fired, None
-        if now >= self._look_at or not (self._listener.ready or self._listening()):
+        known: Collection[int] | None = None
+        if now < self._look_at and (self._listener.ready or self._listening()):
+            if fired is None:
+                fired = self._listener.look(0, self._listener.most)
+            if not fired:
+                self.interrupted = False
+                return False
+            if len(fired) == 1:
+                take = self._takers.get(fired[0][0])
+                if take is not None:  # what most interrupts are, without the transport's function
+                    self.interrupted = told = take()
+                    self.counters.interrupts_taken += told
+                    return told
+            known = [number for number, _ in fired]
+        else:
             # All events are read now and then in any case: one may hold what was read together with another
             # (see the Event protocol), and its descriptor does not show that; nor is there any where none exist.
-            fired, self._look_at = None, now + _SLICE
-        elif fired is None:
-            fired = dict(self._listener.look(0))
-        if fired is not None and not fired:
-            self.interrupted = False
-            return False
-        causes = self._transport.causes(fired)
+            self._look_at = now + _SLICE
+        causes = self._transport.causes(known)
         if causes is USED:
             self.interrupted = True
             self.counters.interrupts_taken += 1
@@ -262,7 +276,7 @@ class WaitLoop:
         self.interrupted = told = causes.config or causes.queues
         if causes.spurious:
             self.interrupted = True
-        if told and (fired or self._transport.interrupt_mode is not InterruptMode.POLLING):
+        if told and (known or self._transport.interrupt_mode is not InterruptMode.POLLING):
             self.counters.interrupts_taken += 1
         return told
 
@@ -275,6 +289,8 @@ class WaitLoop:
             return False
         with limits.told(f"{self._device.address} cannot be waited for"):
             listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
+            if isinstance(self._transport, HasQueueEvents):
+                self._takers = {event.fileno(): event.take for event in self._transport.queue_events()}
         return True
 
     def _end(self) -> None:
@@ -299,7 +315,7 @@ class WaitLoop:
         """
         leaving = self._device.leaving
         if not (back_off or leaving or watch) and self._listening():
-            self._fired = fired = self._listener.fired(longest)
+            self._fired = fired = self._listener.look(longest, self._listener.most)
             return not fired
         polling = self._transport.interrupt_mode is InterruptMode.POLLING
         pause = min(max(POLL_FIRST, waited), POLL_LAST)

@@ -20,6 +20,10 @@ class Poller(Protocol):
 class ClosingPoller(Poller, Protocol):
     """An epoll set, which has a descriptor of its own."""
 
+    def poll(self, timeout: Any = ..., maxevents: int = ..., /) -> list[tuple[int, int]]:
+        """Return at most ``maxevents`` of the descriptors that can be read, each with its events."""
+        ...
+
     def close(self) -> None:
         """Close the set."""
         ...

@@ -79,6 +79,18 @@ class SharesMemory(Protocol):
         ...
 
 
+@runtime_checkable
+class HasQueueEvents(Protocol):
+    """Optional ability of a ``Transport``: some of its events say nothing but that buffers were used.
+
+    Where such an event alone has fired, taking it is all that ``causes`` would do, and ``USED`` what it would say.
+    """
+
+    def queue_events(self) -> Sequence[Event]:
+        """Return these among ``events()``, which stay the same until the interrupts are connected again."""
+        ...
+
+
 class QueueLayout(NamedTuple):
     """What a transport knows of a queue before memory is allocated for it."""
 

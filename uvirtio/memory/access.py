@@ -81,6 +81,26 @@ def _copiers(width: int) -> tuple[Copier, ...]:
     return tuple(Struct(f"{width * count}s").unpack_from for count in range(FEW + 1))
 
 
+DescriptorWriter = Callable[[memoryview, int, int, int, int, int], None]
+"""Writes 16 bytes at a byte offset: a word of 64 bits, one of 32, two of 16."""
+
+_write_descriptor: DescriptorWriter = Struct("QIHH").pack_into
+
+
+def descriptor_writer(words: memoryview) -> DescriptorWriter:
+    """Return what writes a whole descriptor to a view of 64-bit words, in one call.
+
+    It stores zero first, so it is for what the device does not look at yet.
+    """
+    return _write_descriptor if isinstance(words, memoryview) else _write_two_words
+
+
+def _write_two_words(words: memoryview, offset: int, first: int, second: int, third: int, fourth: int) -> None:
+    """The same where something stands for the view that notes what is written to it."""
+    words[offset // 8] = first
+    words[offset // 8 + 1] = second | third << 32 | fourth << 48
+
+
 def _words(memory: memoryview, offset: int, count: int, width: int, code: str) -> memoryview:
     if offset < 0 or count < 0 or offset % width or offset + count * width > memory.nbytes:
         raise Misuse(f"{count} words of {width} bytes at {offset} do not fit {memory.nbytes} bytes, aligned")

@@ -168,8 +168,8 @@ class _Set:
         if self._inner is not None:
             self._inner.register(fd, eventmask)
 
-    def poll(self, timeout: Any = None, /) -> list[tuple[int, int]]:
-        """Return the descriptors that can be read; in a replay those that could be."""
+    def poll(self, timeout: Any = None, _most: int = -1, /) -> list[tuple[int, int]]:
+        """Return the descriptors that can be read, however many; in a replay those that could be."""
 
         def do() -> list[str]:
             assert self._inner is not None

@@ -285,6 +285,10 @@ class PciBase(TransportBase):
         removal = self._function.removal
         return self._events if removal is None else [*self._events, removal]
 
+    def queue_events(self) -> Sequence[Event]:
+        """Return the vectors that only queues have; see ``HasQueueEvents``."""
+        return self._events[1:] if self._msix_on else []  # vector 0 has the configuration too
+
     def causes(self, fired: Collection[int] | None = None) -> Causes:
         """Take what is pending, read its cause and rearm; see ``Transport``."""
         removal = self._function.removal

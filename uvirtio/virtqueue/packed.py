@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
-from uvirtio.memory.access import words16, words32
+from uvirtio.memory.access import descriptor_writer, words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import (
     DESC_F_WRITE,
@@ -27,7 +27,15 @@ from uvirtio.spec.ring import (
     PACKED_EVENT_ENABLE,
 )
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, NOT_OUT, RingOptions, VirtqueueBase, allocate_queue, watched
+from uvirtio.virtqueue.base import (
+    INDIRECT_ENTRIES,
+    NOT_OUT,
+    RingOptions,
+    VirtqueueBase,
+    allocate_queue,
+    make_tuple,
+    watched,
+)
 from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
 
 # Places in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
@@ -41,9 +49,10 @@ _AVAIL_OR_USED = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
 
 # Turned over in a slot that is available, this bit makes it look like a slot of the lap before (2.8.1).
 _AVAIL = PACKED_DESC_F_AVAIL << _FLAGS_SHIFT
-_USED = PACKED_DESC_F_USED << _FLAGS_SHIFT
-_WRITE = DESC_F_WRITE << _FLAGS_SHIFT
-_INDIRECT = ring.DESC_F_INDIRECT << _FLAGS_SHIFT
+
+# In the second half of that word, 32 bits: id and flags.
+_LAPS = _AVAIL_OR_USED << 16
+_WRITTEN = DESC_F_WRITE << 16
 
 
 class PackedQueue(VirtqueueBase):
@@ -65,12 +74,15 @@ class PackedQueue(VirtqueueBase):
     __slots__ = (
         "_by_number",
         "_flags",
+        "_halves",
         "_hidden",
         "_ids",
         "_marks",
         "_mine",
         "_next_slot",
+        "_put",
         "_theirs",
+        "_two_laps",
         "bytes",
         "fixed",
         "slots_published",
@@ -82,6 +94,7 @@ class PackedQueue(VirtqueueBase):
         # Slots since the start: added, made visible, reaped. Modulo the size
         # they are places in the ring; an even lap has the wrap counter 1, an odd one 0 (2.8.1).
         self._next_slot = 0
+        self._two_laps = 2 * size
         self.slots_published = 0
         self.slots_reaped = 0
         self._ids = list(range(size - 1, -1, -1))
@@ -102,9 +115,11 @@ class PackedQueue(VirtqueueBase):
         """The device has set WRITE in a used slot: it implements the bit."""
 
         self._flags = watched(desc, 0, words16(desc.view, 0, 8 * size))
+        self._halves = watched(desc, 0, words32(desc.view, 0, 4 * size))
+        self._put = descriptor_writer(self._desc)
         self._mine = watched(driver, 0, words16(driver.view, 0, 2))
         self._theirs = watched(device, 0, words32(device.view, 0, 1))
-        self._views += [self._flags, self._mine, self._theirs]
+        self._views += [self._flags, self._halves, self._mine, self._theirs]
         # 2.8.13: zero at the start, whatever the blocks held before.
         length = ring.packed_ring_size(size)
         desc.view[:length] = bytes(length)
@@ -151,10 +166,9 @@ class PackedQueue(VirtqueueBase):
         if self._shut:
             self.refuse()
         size, first = self.size, self._next_slot
-        free = size - (first - self.slots_reaped)
-        place, word = first % (2 * size), _AVAIL
+        place, flags = first % self._two_laps, PACKED_DESC_F_AVAIL
         if place >= size:  # every second lap has the wrap counter 0
-            place, word = place - size, _USED
+            place, flags = place - size, PACKED_DESC_F_USED
         count, slots = len(readable) + len(writable), 1
         if count == 1:
             # The most frequent list, so without a loop.
@@ -163,10 +177,10 @@ class PackedQueue(VirtqueueBase):
             else:
                 ((address, length),) = writable
                 room = length
-                word |= _WRITE
+                flags |= DESC_F_WRITE
             if not (0 < length <= MAX_LENGTH and 0 <= address <= SAFE_ADDRESS):
                 measure(readable, writable, size)
-            if not free:
+            if first - self.slots_reaped >= size:
                 raise self._full(1, 0)
             ident = self._ids.pop()
         else:
@@ -174,22 +188,18 @@ class PackedQueue(VirtqueueBase):
             indirect = count <= INDIRECT_ENTRIES and bool(self._tables)
             if not indirect:
                 slots = count
-            if free < slots:
-                raise self._full(slots, free)  # 2.8.17: space for the whole list before any of it
+            if self.free < slots:
+                raise self._full(slots, self.free)  # 2.8.17: space for the whole list before any of it
             ident = self._ids.pop()
             if indirect:
                 self._fill_table(ident, readable, writable)
                 address, length = self._tables[ident], count * DESC_SIZE
-                word |= _INDIRECT
+                flags |= ring.DESC_F_INDIRECT
         if slots == 1:
-            word |= ident << _ID_SHIFT | length
             if self._hidden is None:
-                self._hidden = place, word >> _FLAGS_SHIFT
-                word ^= _AVAIL
-            desc = self._desc
-            place += place
-            desc[place] = address
-            desc[place + 1] = word
+                self._hidden = place, flags
+                flags ^= PACKED_DESC_F_AVAIL  # looks like a slot of the lap before (2.8.1)
+            self._put(self._desc, DESC_SIZE * place, address, length, ident, flags)
         else:
             self._fill_list(first, ident, readable, writable)
         number = self._laid
@@ -313,15 +323,16 @@ class PackedQueue(VirtqueueBase):
         self._undelivered = done  # in case a later slot is invalid
         while True:
             before = len(done)
-            most = self.size if limit is None else limit - before
+            # No further than what is in flight; where that is nothing, a used slot is a lie that has to be seen.
+            most = self.published - self.reaped or 1
+            if limit is not None and most > limit - before:
+                most = limit - before
             if self._in_order:
                 while len(done) - before < most and self._take_in_order(done):
                     pass
             else:
                 self._take(most, done)
-            if len(done) == before or (limit is not None and len(done) >= limit):
-                return done
-            if not (self._event_idx and self._interrupts):
+            if not (self._event_idx and self._interrupts) or len(done) == before or len(done) == limit:
                 return done
             # Request the next interrupt, and check again: the device may have been faster (2.8.22).
             self._ask()
@@ -329,40 +340,49 @@ class PackedQueue(VirtqueueBase):
 
     def _take(self, most: int, done: list[Completion]) -> None:
         """Take used lists, each checked in full before it changes anything."""
-        flags, desc, out, ids, order = self._flags, self._desc, self._out, self._ids, self._order
-        size, published, number, slot = self.size, self.published, self.reaped, self.slots_reaped
-        made = tuple.__new__  # what a NamedTuple does, without its function
-        end, marks = number + most, self._marks
-        lap, place = divmod(slot, size)
-        used = 0 if lap & 1 else _AVAIL_OR_USED
+        halves, out, ids, order = self._halves, self._out, self._ids, self._order
+        size, published = self.size, self.published
+        goal, number, first = len(done) + most, self.reaped - len(done), self.slots_reaped
+        start = place = first % self._two_laps
+        usual = _WRITTEN | _LAPS
+        if place >= size:
+            start = place = place - size
+            usual = _WRITTEN
+        # A device that is known to set WRITE has these flags in a used slot. Taken off a word that has them they
+        # leave the id, and no flag needs to be looked at by itself; of any other word no id of this ring is left.
+        known = self._marks and order is None
         try:
-            while number < end:
-                seen = flags[8 * place + 7]
-                if seen & _AVAIL_OR_USED != used:  # 2.8.1
-                    return
-                if order is not None:
-                    order()  # 2.8.22: the flags before what they announce
-                word = desc[2 * place + 1]
-                ident = word >> 32 & 0xFFFF
+            while len(done) < goal:
+                at = 4 * place + 3
+                told = halves[at]  # id and flags, in one load
+                ident = told ^ usual
+                plain = known and ident < size
+                if not plain:
+                    if ident & _LAPS:  # 2.8.1
+                        return
+                    if order is not None:
+                        order()  # 2.8.22: the flags before what they announce
+                        told = halves[at]
+                    ident = told & 0xFFFF
                 cookie, room, slots, laid = (out[ident] if ident < size else None) or NOT_OUT
                 if laid >= published:
-                    self.reaped = number
+                    self.reaped = number + len(done)
                     self.no_such_chain(ident)
-                written = word & 0xFFFF_FFFF
-                if written > room or not (marks and seen & DESC_F_WRITE):
-                    written = self.length_of(word, room)
-                    marks = self._marks
+                written = halves[at - 1]
+                if written > room or not plain:
+                    written = self.length_of(told << 32 | written, room)
+                    known = self._marks and order is None
                 out[ident] = None
                 ids.append(ident)
-                number += 1
-                slot += slots
                 place += slots
                 if place >= size:
                     place -= size
-                    used ^= _AVAIL_OR_USED
-                done.append(made(Completion, (cookie, written)))
+                    start -= size
+                    usual ^= _LAPS
+                done.append(make_tuple(Completion, (cookie, written)))
         finally:
-            self.reaped, self.slots_reaped = number, slot
+            self.reaped = number + len(done)
+            self.slots_reaped = first + place - start
 
     def _take_in_order(self, done: list[Completion]) -> bool:
         """Take one list back if the device has used it; checked in full before anything changes.

@@ -20,7 +20,15 @@ from uvirtio.memory.access import words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, NOT_OUT, RingOptions, VirtqueueBase, allocate_queue, watched
+from uvirtio.virtqueue.base import (
+    INDIRECT_ENTRIES,
+    NOT_OUT,
+    RingOptions,
+    VirtqueueBase,
+    allocate_queue,
+    make_tuple,
+    watched,
+)
 from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
 from uvirtio.virtqueue.region import legacy_areas
 
@@ -293,7 +301,6 @@ class SplitQueue(VirtqueueBase):
         done: list[Completion] = []
         self._undelivered = done  # in case a later element is invalid
         elements, out, free, mask = self._elements, self._out, self._free, self._mask
-        made = tuple.__new__  # what a NamedTuple does, without its function
         while True:
             index = self._used[_IDX]
             number = self.reaped
@@ -331,7 +338,7 @@ class SplitQueue(VirtqueueBase):
                         else:
                             free.extend(chain[::-1])  # so that the next one takes them in the same order
                         number += 1
-                        done.append(made(Completion, (cookie, written)))
+                        done.append(make_tuple(Completion, (cookie, written)))
                 finally:
                     self.reaped = number
             if not (self._event_idx and self._interrupts):

@@ -694,6 +694,7 @@ def test_a_storm_is_met_with_ever_longer_sleep_and_counted_once(
     with start(scripted, mode=mode) as device:
         clock = Clock(stopped={})
         monkeypatch.setattr(device._waiting, "_clock", clock)
+        monkeypatch.setattr(device._waiting, "_monotonic", clock.monotonic)
         asleep: list[float] = []
 
         def sleep(pause: float, longest: float, deaf: float, watch: object) -> bool:
@@ -747,6 +748,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Device, dict[in
     def install(device: Device, stopped: dict[int, float]) -> Clock:
         clock = Clock(stopped=stopped)
         monkeypatch.setattr(device._waiting, "_clock", clock)
+        monkeypatch.setattr(device._waiting, "_monotonic", clock.monotonic)
 
         def sleep(pause: float, longest: float, deaf: float, watch: object) -> bool:
             clock.sleep(longest)
