@@ -657,7 +657,7 @@ def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(QemuProcess, "__init__", noted)
     if place == "QMP's greeting":
-        monkeypatch.setattr(Qmp, "greet", interrupted)
+        monkeypatch.setattr(Qmp, "begin", interrupted)
     else:
         played = SimpleNamespace(Event=Interrupted, Lock=threading.Lock, Thread=threading.Thread)
         monkeypatch.setattr("uvirtio.backends.child.threading", played)
