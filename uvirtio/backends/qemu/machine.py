@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, partial
+from socket import socket
 from typing import TYPE_CHECKING, Any, Self
 
 from uvirtio.backends.qemu import address as addresses
@@ -139,9 +140,9 @@ class Machine:
 
     def _connect(self, launch: Launch) -> None:
         own = self._resources.callback
-        self.qmp_client = Qmp(launch.qmp, timeout=self.timeout, why=self.process.autopsy)
+        self.qmp_client = Qmp(socket(fileno=launch.qmp.detach()), timeout=self.timeout, why=self.process.autopsy)
         own(self.qmp_client.close)
-        self.qtest = Qtest(launch.qtest, timeout=self.timeout, why=self.process.autopsy)
+        self.qtest = Qtest(socket(fileno=launch.qtest.detach()), timeout=self.timeout, why=self.process.autopsy)
         own(self.qtest.close)
         try:
             asked: list[tuple[str, dict[str, Any]]] = [("query-target", {}), ("qom-list", {"path": _UNATTACHED})]
