@@ -791,3 +791,15 @@ def test_a_field_that_is_read_once_is_read_again_after_a_write(monkeypatch: pyte
         assert [line.split()[0] for line in sent] == ["writew", "readw"]
         assert config.read16(spec.CFG_COMMAND) == config.read16(spec.CFG_COMMAND)
         assert len(sent) == 4, "what can change is read each time"
+
+
+def test_qemu_has_no_descriptor_that_it_was_not_given(tmp_path: Path) -> None:
+    strange = tmp_path / "strange"
+    with strange.open("wb") as file:
+        os.set_inheritable(file.fileno(), True)
+        with open_address("qemu:virtio-rng-pci") as function:
+            place = Path(f"/proc/{function.machine.pid}/fd")
+            links = {int(fd.name): str(fd.readlink()) for fd in place.iterdir()}
+    assert str(strange) not in links.values()
+    assert (links[0], links[1]) == ("/dev/null", "/dev/null")
+    assert "uvirtio-stderr" in links[2]

@@ -8,9 +8,10 @@ signals, by file descriptors, that it has ended.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from uvirtio.errors import OperationFailed, UvirtioError
 from uvirtio.host import limits
@@ -208,8 +209,9 @@ def _start(command: list[str], fds: Sequence[int], stderr: int) -> int:
     """
     setpriv = which("setpriv")
     if setpriv is None:
-        return _start_by_python(command, fds, stderr)
+        return _start_by_python(command, fds, stderr, dies_with_parent=False)
     # Runs nothing of Python between fork and exec, which is safe beside other threads.
+    command = [setpriv, "--pdeathsig", "KILL", "--", *command]
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [(os.POSIX_SPAWN_DUP2, stderr, 2)]
     actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
     actions.append((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0))
@@ -218,14 +220,14 @@ def _start(command: list[str], fds: Sequence[int], stderr: int) -> int:
             actions.append((os.POSIX_SPAWN_DUP2, fd, fd))
         elif fd > 2 and _inherited(fd):
             actions.append((os.POSIX_SPAWN_CLOSE, fd))
-    return os.posix_spawn(
-        setpriv,
-        [setpriv, "--pdeathsig", "KILL", "--", *command],
-        os.environ,
-        file_actions=actions,
-        setsid=True,
-        setsigdef=(_SIGPIPE, _SIGXFSZ),
-    )
+    try:
+        signals = (_SIGPIPE, _SIGXFSZ)
+        return os.posix_spawn(setpriv, command, os.environ, file_actions=actions, setsid=True, setsigdef=signals)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+    # A descriptor to close is above the limit, which was lowered meanwhile: that is no action for the C library.
+    return _start_by_python(command, fds, stderr, dies_with_parent=True)
 
 
 def _inherited(fd: int) -> bool:
@@ -235,12 +237,19 @@ def _inherited(fd: int) -> bool:
         return False  # it was that of the list itself
 
 
-def _start_by_python(command: list[str], fds: Sequence[int], stderr: int) -> int:
-    """The same on a machine without setpriv(1)."""
-    import ctypes
+def _start_by_python(command: list[str], fds: Sequence[int], stderr: int, *, dies_with_parent: bool) -> int:
+    """The same where the C library cannot, or without setpriv(1): then the parent-death signal is set here."""
     import subprocess
 
-    prctl = ctypes.CDLL(None).prctl
+    before: Callable[[], object] | None = None
+    if not dies_with_parent:
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl
+
+        def before() -> object:
+            return prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -248,7 +257,7 @@ def _start_by_python(command: list[str], fds: Sequence[int], stderr: int) -> int
         stderr=stderr,
         pass_fds=fds,
         start_new_session=True,
-        preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0),
+        preexec_fn=before,
     )
     process.returncode = 0  # the caller waits for it
     return process.pid
