@@ -21,7 +21,9 @@ from uvirtio.backends.qemu.function import QemuPciFunction
 from uvirtio.backends.qemu.machine import Machine
 from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.backends.qemu.qmp import Qmp
+from uvirtio.backends.qemu.qtest import Qtest
 from uvirtio.backends.qemu.single import open_address
+from uvirtio.drivers.rng import Rng
 from uvirtio.errors import (
     CapabilityError,
     Closed,
@@ -33,6 +35,7 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.interfaces.memory import Event, Registers
+from uvirtio.opening import open as open_device
 from uvirtio.spec import pci as spec
 
 MACHINES = ("q35", "pc")
@@ -657,15 +660,15 @@ def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(QemuProcess, "__init__", noted)
     if place == "QMP's greeting":
-        monkeypatch.setattr(Qmp, "greet", interrupted)
+        monkeypatch.setattr(Qmp, "begin", interrupted)
     else:
         played = SimpleNamespace(Event=Interrupted, Lock=threading.Lock, Thread=threading.Thread)
         monkeypatch.setattr("uvirtio.backends.child.threading", played)
     with pytest.raises(KeyboardInterrupt):
         open_address("qemu:virtio-rng-pci")
     monkeypatch.undo()
-    assert seen[0]._process is not None
-    assert gone(seen[0]._process.pid)
+    assert seen[0]._pid is not None
+    assert gone(seen[0]._pid)
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
@@ -752,3 +755,51 @@ def test_descriptors_above_1023():
     assert done.stdout.split() == [
         word for pair in zip(addresses, ["msix-per-queue", "intx", "intx"], strict=True) for word in pair
     ]
+
+
+def sending(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is sent to qtest from now on, a text for each round trip."""
+    sent: list[str] = []
+    send = Qtest._send
+
+    def counted(self: Qtest, text: str) -> None:
+        sent.append(text)
+        send(self, text)
+
+    monkeypatch.setattr(Qtest, "_send", counted)
+    return sent
+
+
+def test_a_device_is_found_started_and_closed_in_few_round_trips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not depend on an answer goes together; each round trip costs a tenth of a millisecond."""
+    sent = sending(monkeypatch)
+    with open_device("qemu:virtio-rng-pci") as device:
+        found = len(sent)
+        with Rng(device) as rng:
+            assert len(rng.read(1)) == 1
+    assert found <= 23, sent[:found]
+    assert len(sent) <= 73, sent
+
+
+def test_a_field_that_is_read_once_is_read_again_after_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_address("qemu:virtio-rng-pci") as function:
+        sent, config = sending(monkeypatch), function.config
+        device_id = config.read16(spec.CFG_DEVICE_ID)
+        assert not sent
+        config.write16(spec.CFG_DEVICE_ID, 0xFFFF)
+        assert config.read16(spec.CFG_DEVICE_ID) == device_id  # read-only in the device, too
+        assert [line.split()[0] for line in sent] == ["writew", "readw"]
+        assert config.read16(spec.CFG_COMMAND) == config.read16(spec.CFG_COMMAND)
+        assert len(sent) == 4, "what can change is read each time"
+
+
+def test_qemu_has_no_descriptor_that_it_was_not_given(tmp_path: Path) -> None:
+    strange = tmp_path / "strange"
+    with strange.open("wb") as file:
+        os.set_inheritable(file.fileno(), True)
+        with open_address("qemu:virtio-rng-pci") as function:
+            place = Path(f"/proc/{function.machine.pid}/fd")
+            links = {int(fd.name): str(fd.readlink()) for fd in place.iterdir()}
+    assert str(strange) not in links.values()
+    assert (links[0], links[1]) == ("/dev/null", "/dev/null")
+    assert "uvirtio-stderr" in links[2]

@@ -8,19 +8,18 @@ signals, by file descriptors, that it has ended.
 
 from __future__ import annotations
 
+import errno
 import os
-import re
-import shutil
-import signal
-import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from uvirtio.errors import OperationFailed, UvirtioError
 from uvirtio.host import limits
+from uvirtio.host.pattern import Pattern
 
-_WARNING = re.compile(r"(?:^|: )(?:warning|info): ")
+_WARNING = Pattern(r"(?:.*: )?(?:warning|info): .*")
+_SIGPIPE, _SIGXFSZ = 13, 25  # the same on every Linux that Python runs on but MIPS and PA-RISC
+_SIGKILL, _SIGTERM = 9, 15  # the module signal takes as long to import as QEMU's arguments to make
 _PR_SET_PDEATHSIG = 1
 _TERMINATE_WAIT = 2.0
 _KILL_WAIT = 5.0
@@ -36,6 +35,9 @@ class ChildProcess:
 
     not_started: type[UvirtioError] = OperationFailed
     """The error for one that does not start."""
+
+    disposable = False
+    """Nothing that the program has outlives it: it is ended by SIGKILL alone."""
 
     def __init__(self, binary: str, arguments: Sequence[str], fds: Sequence[int], *, timeout: float) -> None:
         """Start the program.
@@ -58,7 +60,8 @@ class ChildProcess:
         self._watchers: list[int] = []
         self._failure: OSError | ValueError | None = None
         self._abandoned = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
+        self._code: int | None = None
         self._closed = False
         self.exited = False
         """True from the moment that it has ended."""
@@ -72,7 +75,7 @@ class ChildProcess:
         except BaseException:
             self._abandon()
             raise
-        if self._process is None:
+        if self._pid is None:
             self._abandon()
             if isinstance(self._failure, OSError):
                 lacking = limits.reached(self._failure, f"{self.name} cannot be started")
@@ -84,52 +87,41 @@ class ChildProcess:
                 expected="a running process",
                 remedy="try the program by hand: " + binary + " --version",
             )
-        self.pid: int = self._process.pid
+        self.pid: int = self._pid
 
     def _abandon(self) -> None:
         """End a process that will have no owner: a signal came, or it never started."""
         with self._lock:  # held while the process is being started
             self._abandoned = True
-            if self._process is not None:
-                self._process.kill()
+            self._signal(_SIGKILL)
         os.close(self._stderr)
+
+    def _signal(self, number: int) -> None:
+        """Send a signal, unless it has ended; the lock is held, so that the PID is still the program's."""
+        if self._pid is not None and not self.exited:
+            os.kill(self._pid, number)
 
     def _keep(self, binary: str, arguments: list[str], fds: list[int]) -> None:
         """Run the keeper thread: start the program, wait for its end, signal it."""
-        command = [binary, *arguments]
-        setpriv = shutil.which("setpriv")
-        before: Callable[[], object] | None = None
-        if setpriv is not None:
-            # Runs nothing of Python between fork and exec, which is safe beside other threads.
-            command = [setpriv, "--pdeathsig", "KILL", "--", *command]
-        else:
-            import ctypes
-
-            prctl = ctypes.CDLL(None).prctl
-
-            def before() -> object:
-                return prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-
         with self._lock:
             if self._abandoned:
                 return
             try:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._stderr,
-                    pass_fds=fds,
-                    start_new_session=True,
-                    preexec_fn=before,
-                )
+                self._pid = _start([binary, *arguments], fds, self._stderr)
             except (OSError, ValueError) as error:
                 self._failure = error
                 self._started.set()
                 return
         self._started.set()
-        self._process.wait()
+        try:
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            pass  # a handler of this process's took it
         with self._lock:
+            try:
+                self._code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+            except ChildProcessError:
+                self._code = 0  # not known
             self.exited = True
             watchers, self._watchers = self._watchers, []
             for fd in watchers:
@@ -153,7 +145,7 @@ class ChildProcess:
     def autopsy(self) -> str:
         """Return how the program ended, and what it said about that; for errors."""
         self._ended.wait(_REAP_WAIT)  # its sockets close a moment before it can be reaped
-        code = self._process.returncode if self._process is not None else None
+        code = self._code
         if code is None:
             how = f"{self.name} still runs, but hung up"
         elif code < 0:
@@ -170,27 +162,110 @@ class ChildProcess:
         size = os.fstat(self._stderr).st_size
         start = max(0, size - _STDERR_QUOTED)
         text = os.pread(self._stderr, _STDERR_QUOTED, start).decode("utf-8", "replace")
-        for name in (self._binary, Path(self._binary).name):
+        for name in (self._binary, os.path.basename(self._binary)):  # noqa: PTH119  # pathlib is not imported
             text = text.replace(f"{name}: ", "")
         lines = [line for line in text.splitlines() if line.strip()]
-        causes = [line for line in lines if not _WARNING.search(line)]
+        causes = [line for line in lines if _WARNING.fullmatch(line) is None]
         return "\n".join(causes) if causes or not lines else "only warnings: " + "\n".join(lines)
 
     def close(self) -> None:
         """End the program: SIGTERM, and SIGKILL if that does not help. Idempotent."""
         if self._closed:
             return
-        if self._process is not None:
-            for number, patience in ((signal.SIGTERM, _TERMINATE_WAIT), (signal.SIGKILL, _KILL_WAIT)):
-                if not self.exited:
-                    self._process.send_signal(number)
-                if self._ended.wait(patience):
-                    break
+        for number, patience in ((_SIGTERM, _TERMINATE_WAIT), (_SIGKILL, _KILL_WAIT))[self.disposable :]:
+            with self._lock:
+                self._signal(number)
+            if self._ended.wait(patience):
+                break
         self._closed = True
         os.close(self._stderr)
 
 
+def which(name: str) -> str | None:
+    """Return the path of a program, as ``shutil.which`` finds it on Linux; None: there is none.
+
+    Its module imports those of all archive formats, while QEMU waits to be started.
+
+    Args:
+        name: A name, which is looked for in PATH, or a path.
+    """
+    listed = os.environ.get("PATH", os.defpath)
+    places = [""] if "/" in name else listed.split(os.pathsep) if listed else []
+    paths = (os.path.join(place, name) for place in places)  # noqa: PTH118  # pathlib is not imported
+    return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)  # noqa: PTH113
+
+
+def _start(command: list[str], fds: Sequence[int], stderr: int) -> int:
+    """Start a program in a session of its own, with these descriptors and no others; returns its PID.
+
+    Args:
+        command: The path of the program, and its arguments.
+        fds: The descriptors that it inherits, under the same numbers.
+        stderr: The descriptor for its standard error.
+
+    Raises:
+        OSError: It cannot be started.
+        ValueError: An argument has a null byte.
+    """
+    setpriv = which("setpriv")
+    if setpriv is None:
+        return _start_by_python(command, fds, stderr, dies_with_parent=False)
+    # Runs nothing of Python between fork and exec, which is safe beside other threads.
+    command = [setpriv, "--pdeathsig", "KILL", "--", *command]
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [(os.POSIX_SPAWN_DUP2, stderr, 2)]
+    actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
+    actions.append((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0))
+    for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if fd in fds:
+            actions.append((os.POSIX_SPAWN_DUP2, fd, fd))
+        elif fd > 2 and _inherited(fd):
+            actions.append((os.POSIX_SPAWN_CLOSE, fd))
+    try:
+        signals = (_SIGPIPE, _SIGXFSZ)
+        return os.posix_spawn(setpriv, command, os.environ, file_actions=actions, setsid=True, setsigdef=signals)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+    # A descriptor to close is above the limit, which was lowered meanwhile: that is no action for the C library.
+    return _start_by_python(command, fds, stderr, dies_with_parent=True)
+
+
+def _inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False  # it was that of the list itself
+
+
+def _start_by_python(command: list[str], fds: Sequence[int], stderr: int, *, dies_with_parent: bool) -> int:
+    """The same where the C library cannot, or without setpriv(1): then the parent-death signal is set here."""
+    import subprocess
+
+    before: Callable[[], object] | None = None
+    if not dies_with_parent:
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl
+
+        def before() -> object:
+            return prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        pass_fds=fds,
+        start_new_session=True,
+        preexec_fn=before,
+    )
+    process.returncode = 0  # the caller waits for it
+    return process.pid
+
+
 def _signal_name(number: int) -> str:
+    import signal
+
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from uvirtio.errors import UsageError
+from uvirtio.host.pattern import Pattern
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.recording import Records, Replays
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode, Trace
@@ -152,7 +153,7 @@ def _checked(given: OpenOptions) -> OpenOptions:
     return _make(type(given), **{**given._asdict(), "interrupts": tuple(modes), "without": tuple(given.without)})
 
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_UUID = Pattern(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 """The one form that the kernel reads (uuid_parse)."""
 
 

@@ -12,7 +12,6 @@ from typing import Final, Literal, NamedTuple, NoReturn
 
 from uvirtio.errors import BadAddress
 from uvirtio.host.pattern import Pattern
-from uvirtio.spec import ids
 
 Family = Literal["pci", "mmio", "vdpa", "vhost-user", "qemu", "scripted", "virtio", "type", "name", "node", "path"]
 """The kind of a name.
@@ -160,6 +159,8 @@ def _simulated(text: str) -> Address | None:
 def _alias(text: str) -> Address | None:
     if match := _VIRTIO.fullmatch(text):
         return Address("virtio", f"virtio{match[1]}", f"virtio{match[1]}")
+    from uvirtio.spec import ids  # here: a qemu: address does without
+
     kind = ids.type_id(text)
     return None if kind is None else Address("type", ids.type_name(kind), ids.type_name(kind))
 

@@ -11,14 +11,13 @@ cannot be read denies everything.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from fnmatch import fnmatchcase
-from pathlib import Path
 
 from uvirtio.errors import Denied, UvirtioError
 from uvirtio.host import addresses, limits
-from uvirtio.host.names import device_behind
 from uvirtio.host.roots import Roots
 
 
@@ -29,12 +28,12 @@ def patterns(roots: Roots) -> list[str]:
         Denied: The list exists and cannot be read.
         LimitReached: It cannot be, for want of a descriptor.
     """
-    path = roots.etc / "uvirtio" / "deny"
+    path = _place(roots)
     try:
-        pipe = path.is_fifo()  # reading one waits for a writer
-        text = "" if pipe else path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        pipe = stat.S_ISFIFO(os.stat(path).st_mode)  # noqa: PTH116  # reading one waits for a writer
+        text = "" if pipe else _text(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if not path.is_symlink():  # a dangling link was meant to be a list
+        if not os.path.islink(path):  # noqa: PTH114  # a dangling link was meant to be a list
             return []
         raise _unreadable(path, error.strerror) from error
     except PermissionError as error:
@@ -48,7 +47,17 @@ def patterns(roots: Roots) -> list[str]:
     return [line for line in lines if line]
 
 
-def _unreadable(path: Path, seen: str | None, *, remedy: str = "") -> Denied:
+def _place(roots: Roots) -> str:
+    # As text: every start of a qemu: device looks here, and pathlib takes longer to import than all else of it.
+    return f"{roots.etc_name.rstrip('/')}/uvirtio/deny"
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
+        return file.read()
+
+
+def _unreadable(path: str, seen: str | None, *, remedy: str = "") -> Denied:
     return Denied(
         f"the deny list {path} cannot be read, so every device is denied",
         seen=seen,
@@ -72,9 +81,15 @@ def denying(names: Iterable[str], roots: Roots) -> str | None:
         if pattern == "*":
             if not all(name.startswith(addresses.SIMULATED) for name in wanted):
                 return pattern
-        elif any(fnmatchcase(name, form) for form in _forms(pattern, roots) for name in wanted):
+        elif any(_matches(name, form) for form in _forms(pattern, roots) for name in wanted):
             return pattern
     return None
+
+
+def _matches(name: str, form: str) -> bool:
+    from fnmatch import fnmatchcase
+
+    return fnmatchcase(name, form)
 
 
 def _forms(pattern: str, roots: Roots) -> Iterator[str]:
@@ -84,6 +99,8 @@ def _forms(pattern: str, roots: Roots) -> Iterator[str]:
         address = addresses.parse(pattern)
         yield address.canonical.lower()
         if address.family in addresses.LOOKED_UP:
+            from uvirtio.host.names import device_behind  # here: few lists have such a name
+
             bus, name = device_behind(address, roots)
             yield f"vdpa:{name}".lower() if bus == "vdpa" else addresses.canonical(name).lower()
 
@@ -119,7 +136,7 @@ def check(names: Iterable[str], roots: Roots) -> None:
     if pattern is not None:
         raise Denied(
             f"{wanted[0]} is on this machine's deny list",
-            seen=f"the line {pattern!r} in {roots.etc / 'uvirtio' / 'deny'}",
+            seen=f"the line {pattern!r} in {_place(roots)}",
             expected="no line that names the device",
             remedy="try a device of QEMU's instead (qemu:virtio-rng-pci), or ask the administrator",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from typing import Any
 
 
 class Pattern:
@@ -26,6 +27,14 @@ class Pattern:
     def fullmatch(self, text: str) -> re.Match[str] | None:
         """Match the whole of ``text``, as ``re.Pattern.fullmatch`` does."""
         return self._compiled.fullmatch(text)
+
+    def search(self, text: str) -> re.Match[str] | None:
+        """Find the first match in ``text``, as ``re.Pattern.search`` does."""
+        return self._compiled.search(text)
+
+    def findall(self, text: str) -> list[Any]:
+        """Find all matches in ``text``, as ``re.Pattern.findall`` does."""
+        return self._compiled.findall(text)
 
     def match(self, text: str, pos: int = 0) -> re.Match[str] | None:
         """Match at ``pos`` of ``text``, as ``re.Pattern.match`` does."""

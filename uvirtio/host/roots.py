@@ -6,23 +6,62 @@ test, or a tree captured on another machine, can replace the real one.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-class Roots(NamedTuple):
+class Roots:
     """The five trees that are read (and, by bind, written)."""
 
-    sys: Path = Path("/sys")
-    proc: Path = Path("/proc")
-    dev: Path = Path("/dev")
-    run: Path = Path("/run")
-    etc: Path = Path("/etc")
+    def __init__(
+        self,
+        sys: str | Path = "/sys",
+        proc: str | Path = "/proc",
+        dev: str | Path = "/dev",
+        run: str | Path = "/run",
+        etc: str | Path = "/etc",
+    ) -> None:
+        """Note the five; pathlib is not imported before one is asked for."""
+        self._places = tuple(os.fspath(place) for place in (sys, proc, dev, run, etc))
+
+    @cached_property
+    def sys(self) -> Path:
+        """``/sys``."""
+        return _path(self._places[0])
+
+    @cached_property
+    def proc(self) -> Path:
+        """``/proc``."""
+        return _path(self._places[1])
+
+    @cached_property
+    def dev(self) -> Path:
+        """``/dev``."""
+        return _path(self._places[2])
+
+    @cached_property
+    def run(self) -> Path:
+        """``/run``."""
+        return _path(self._places[3])
+
+    @cached_property
+    def etc(self) -> Path:
+        """``/etc``."""
+        return _path(self._places[4])
+
+    @property
+    def etc_name(self) -> str:
+        """The last as text."""
+        return self._places[4]
 
     @property
     def live(self) -> bool:
         """Whether ``sys`` is this machine's own sysfs: only then can the kernel be asked to load a module."""
-        return self.sys == Path("/sys")
+        return self._places[0] == "/sys"
 
     @classmethod
     def under(cls, root: str | Path) -> Roots:
@@ -31,5 +70,19 @@ class Roots(NamedTuple):
         Args:
             root: The directory; ``/`` for the real ones.
         """
-        top = Path(root)
-        return cls(sys=top / "sys", proc=top / "proc", dev=top / "dev", run=top / "run", etc=top / "etc")
+        return cls(*(os.path.join(root, name) for name in ("sys", "proc", "dev", "run", "etc")))  # noqa: PTH118
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Roots) and self._places == other._places
+
+    def __hash__(self) -> int:
+        return hash(self._places)
+
+    def __repr__(self) -> str:
+        return f"Roots{self._places}"
+
+
+def _path(place: str) -> Path:
+    from pathlib import Path
+
+    return Path(place)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from array import array
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 
@@ -51,6 +52,28 @@ class Registers(Protocol):
 
     def close(self) -> None:
         """Release the window; idempotent."""
+        ...
+
+
+Step = tuple[int, int, int | None]
+"""One access to registers: the offset and the width, in bytes, and the value to write; None: it is a read."""
+
+
+@runtime_checkable
+class Exchanges(Protocol):
+    """Registers for which several accesses cost no more than one, since a round trip costs most of it."""
+
+    def exchange(self, steps: Sequence[Step]) -> list[int]:
+        """Make accesses in their order, and return what the reads among them read.
+
+        Args:
+            steps: The accesses. None depends on what another one reads.
+
+        Raises:
+            Misuse: One is outside the window, not aligned, or its value is too wide; none was made.
+            DeviceGone: The device was removed.
+            Closed: After ``close()``.
+        """
         ...
 
 

@@ -17,13 +17,13 @@ is little-endian throughout (1.4 of the standard).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from struct import Struct
 from typing import Any, Protocol
 
 from uvirtio.errors import Closed, DeviceGone, Misuse
-from uvirtio.interfaces.memory import Registers
+from uvirtio.interfaces.memory import Exchanges, Registers, Step
 from uvirtio.memory.fence import order_fence
 
 
@@ -355,6 +355,32 @@ class FdRegisters(WidthRegisters):
             raise self._gone(place, os.strerror(error.errno or 0)) from error
         if done != width:
             raise self._gone(place, f"{done} bytes of {width}")
+
+
+def exchange(registers: Registers, steps: Sequence[Step]) -> list[int]:
+    """Make several accesses in their order: in one round trip where the registers can (``Exchanges``).
+
+    Args:
+        registers: The registers.
+        steps: The accesses. None depends on what another one reads.
+
+    Returns:
+        What the reads among them read.
+
+    Raises:
+        Misuse: An access is outside the window, not aligned, or its value is too wide.
+        DeviceGone: The device was removed.
+        Closed: The registers are closed.
+    """
+    if isinstance(registers, Exchanges):
+        return registers.exchange(steps)
+    found: list[int] = []
+    for offset, width, value in steps:
+        if value is None:
+            found.append(read_field(registers, offset, width))
+        else:
+            write_field(registers, offset, width, value)
+    return found
 
 
 def read_field(registers: Registers, offset: int, width: int) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, ConfigError, QueueError
 from uvirtio.interfaces.backend import inspection
-from uvirtio.interfaces.memory import Doorbell, Registers
+from uvirtio.interfaces.memory import Doorbell, Registers, Step
 from uvirtio.interfaces.transport import QueueLayout, SharedRegion
+from uvirtio.memory.access import exchange
 from uvirtio.spec import features as f
 from uvirtio.spec import ids, pci
 from uvirtio.transports import pci_caps
@@ -122,19 +123,21 @@ class PciModern(PciBase):
 
     def device_features(self) -> int:
         """Return the offered features, 128 bits."""
-        features = 0
+        steps: list[Step] = []
         for word in range(4):
-            self._common.write32(pci.COMMON_DEVICE_FEATURE_SELECT, word)
-            features |= self._common.read32(pci.COMMON_DEVICE_FEATURE) << (32 * word)
-        return features
+            steps.append((pci.COMMON_DEVICE_FEATURE_SELECT, 4, word))
+            steps.append((pci.COMMON_DEVICE_FEATURE, 4, None))
+        return sum(bits << (32 * word) for word, bits in enumerate(exchange(self._common, steps)))
 
     def set_driver_features(self, features: int) -> None:
         """Write the accepted features, 128 bits."""
         self._features = features
         self._num_queues = None
+        steps: list[Step] = []
         for word in range(4):
-            self._common.write32(pci.COMMON_DRIVER_FEATURE_SELECT, word)
-            self._common.write32(pci.COMMON_DRIVER_FEATURE, (features >> (32 * word)) & 0xFFFFFFFF)
+            steps.append((pci.COMMON_DRIVER_FEATURE_SELECT, 4, word))
+            steps.append((pci.COMMON_DRIVER_FEATURE, 4, features >> (32 * word) & 0xFFFFFFFF))
+        exchange(self._common, steps)
 
     def _status_place(self) -> tuple[int, int, int]:
         bar, offset = self._common_place
@@ -164,49 +167,55 @@ class PciModern(PciBase):
     def _select(self, index: int) -> None:
         self._common.write16(pci.COMMON_QUEUE_SELECT, index)
 
+    def _read_of(self, index: int, offset: int) -> int:
+        """Select a queue, and read a field of 16 bits."""
+        return exchange(self._common, [(pci.COMMON_QUEUE_SELECT, 2, index), (offset, 2, None)])[0]
+
+    def _write_and_read(self, offset: int, value: int) -> int:
+        """Write a field of 16 bits; returns what it reads back."""
+        return exchange(self._common, [(offset, 2, value), (offset, 2, None)])[0]
+
     def admin_queues(self) -> range:
         """Return the indices of the administration virtqueues; empty unless ADMIN_VQ was negotiated."""
         if not self._has(f.ADMIN_VQ):
             return range(0)
-        first = self._common.read16(pci.COMMON_ADMIN_QUEUE_INDEX)
-        return range(first, first + self._common.read16(pci.COMMON_ADMIN_QUEUE_NUM))
+        fields: list[Step] = [(pci.COMMON_ADMIN_QUEUE_INDEX, 2, None), (pci.COMMON_ADMIN_QUEUE_NUM, 2, None)]
+        first, count = exchange(self._common, fields)
+        return range(first, first + count)
 
     def queue_layout(self, index: int) -> QueueLayout:
         """Return what is known of a queue before memory is allocated for it."""
         # 4.1.4.3: num_queues leaves the administration queues out.
         if index >= self.num_queues and index not in self.admin_queues():
             return QueueLayout(size_max=0)
-        self._select(index)
-        return QueueLayout(size_max=self._common.read16(pci.COMMON_QUEUE_SIZE))
+        return QueueLayout(size_max=self._read_of(index, pci.COMMON_QUEUE_SIZE))
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
         """Set up and enable a queue; see ``Transport``."""
         common = self._common
-        self._select(index)
-        if common.read16(pci.COMMON_QUEUE_ENABLE):
+        if self._read_of(index, pci.COMMON_QUEUE_ENABLE):
             raise self._queue_fault(
                 f"queue {index} is already enabled",
                 seen=1,
                 expected="queue_enable 0 after a reset (4.1.4.3.1)",
                 about="queue_enable before",
             )
-        common.write16(pci.COMMON_QUEUE_SIZE, size)
-        self._expect(index, "queue_size", common.read16(pci.COMMON_QUEUE_SIZE), size)
+        self._expect(index, "queue_size", self._write_and_read(pci.COMMON_QUEUE_SIZE, size), size)
         for name, offset, address in (
             ("queue_desc", pci.COMMON_QUEUE_DESC, desc),
             ("queue_driver", pci.COMMON_QUEUE_DRIVER, driver),
             ("queue_device", pci.COMMON_QUEUE_DEVICE, device),
         ):
             # 4.1.3.1: a 64-bit field is two 4-byte accesses.
-            common.write32(offset, address & 0xFFFFFFFF)
-            common.write32(offset + 4, address >> 32)
-            back = common.read32(offset) | common.read32(offset + 4) << 32
-            self._expect(index, name, back, address)
+            low, high = offset, offset + 4
+            written: list[Step] = [(low, 4, address & 0xFFFFFFFF), (high, 4, address >> 32)]
+            back = exchange(common, [*written, (low, 4, None), (high, 4, None)])
+            self._expect(index, name, back[0] | back[1] << 32, address)
         if index in self._queue_vectors:
             self._renew_vector(index)
         doorbell = self._make_doorbell(index)
-        common.write16(pci.COMMON_QUEUE_ENABLE, 1)  # last of all (4.1.4.3.2)
-        self._expect(index, "queue_enable", common.read16(pci.COMMON_QUEUE_ENABLE), 1)
+        # Last of all (4.1.4.3.2).
+        self._expect(index, "queue_enable", self._write_and_read(pci.COMMON_QUEUE_ENABLE, 1), 1)
         return doorbell
 
     def _make_doorbell(self, index: int) -> Doorbell:
@@ -249,8 +258,7 @@ class PciModern(PciBase):
             QueueError: The device reports the reset as complete, and the queue is still enabled.
             DeviceGone: The device does not respond any more.
         """
-        self._select(index)
-        reset = self._common.read16(pci.COMMON_QUEUE_RESET)
+        reset = self._read_of(index, pci.COMMON_QUEUE_RESET)
         self._refuse_all_ones(reset, 16, "queue_reset")
         if reset:
             return False
@@ -317,13 +325,12 @@ class PciModern(PciBase):
     # --- interrupts (4.1.5.1.2, 4.1.4.5) --------------------------------------------------------------------
 
     def _take_config_vector(self, vector: int) -> int:
-        self._common.write16(pci.COMMON_CONFIG_MSIX_VECTOR, vector)
-        return self._common.read16(pci.COMMON_CONFIG_MSIX_VECTOR)
+        return self._write_and_read(pci.COMMON_CONFIG_MSIX_VECTOR, vector)
 
     def _take_queue_vector(self, index: int, vector: int) -> int:
-        self._select(index)
-        self._common.write16(pci.COMMON_QUEUE_MSIX_VECTOR, vector)
-        return self._common.read16(pci.COMMON_QUEUE_MSIX_VECTOR)
+        field = pci.COMMON_QUEUE_MSIX_VECTOR
+        steps: list[Step] = [(pci.COMMON_QUEUE_SELECT, 2, index), (field, 2, vector), (field, 2, None)]
+        return exchange(self._common, steps)[0]
 
     def _read_isr(self) -> int:
         return self._isr.read8(0)

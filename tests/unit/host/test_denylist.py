@@ -101,7 +101,8 @@ def test_no_permission_denies_everything(roots: Roots, monkeypatch: pytest.Monke
     def refuse(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    deny(roots, b"# nothing is denied\n")
+    monkeypatch.setattr(denylist, "_text", refuse)
     with pytest.raises(Denied) as caught:
         denylist.check(["0000:00:03.0"], roots)
     assert caught.value.seen == "Permission denied" and "chmod" in (caught.value.remedy or "")

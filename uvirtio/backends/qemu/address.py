@@ -7,11 +7,11 @@ by a comma or the end, so a path in a value may hold ``/virtio-`` anywhere but a
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple, NoReturn
 
 from uvirtio.backends.qemu.models import MIB, MODELS, WHY_LITTLE, is_big_endian
 from uvirtio.errors import BadAddress
+from uvirtio.host.pattern import Pattern
 
 PREFIX = "qemu:"
 MACHINES = tuple(MODELS)
@@ -24,10 +24,10 @@ RAM_DEFAULT = 512 * MIB
 
 RAM_MAXIMUM = 256 << 30
 
-_DEVICE = re.compile(r"virtio-[a-z0-9-]+(?=,|\Z)")
-_SPLIT = re.compile(r"/(?=virtio-[a-z0-9-]+(?:,|\Z))")
-_RUNNING = re.compile(r"[a-z0-9]+@[0-9]+/")
-_SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)(?:i?B)?")
+_DEVICE = Pattern(r"virtio-[a-z0-9-]+(?=,|\Z)")
+_SPLIT = Pattern(r"/(?=virtio-[a-z0-9-]+(?:,|\Z))")
+_RUNNING = Pattern(r"[a-z0-9]+@[0-9]+/")
+_SIZE = Pattern(r"([0-9]{1,12})([KMGT]?)(?:i?B)?")
 _UNIT = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SYNTAX = "qemu:[MACHINE[,KEY=VALUE].../]DEVICE"
 _EXAMPLE = "for example qemu:virtio-rng-pci, or qemu:pc,ram=1G/virtio-balloon-pci"

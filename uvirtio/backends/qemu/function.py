@@ -270,13 +270,16 @@ class QemuPciFunction(OtherSideOf):
         if self._closed:
             return
         try:
-            self.disable_interrupts()
-            self.bus_master(False)
+            if not self._owns_machine:  # else QEMU ends with it, below
+                self.disable_interrupts()
+                self.bus_master(False)
         except (DeviceGone, DeviceTimeout, Closed):
             # QEMU ended or hangs: its device model does not write any more, or ends below.
             pass
         self._closed = True
         self._removal.close()
+        for event in self._events:
+            event.close()
         if self.id in self.machine.qmp_client.deleted:
             self._access.release_bars()
         if self._owns_machine:

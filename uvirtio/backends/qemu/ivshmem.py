@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import time
+from _socket import SCM_RIGHTS, SOL_SOCKET, socketpair  # of CPython; the module socket takes long to import
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ class Bells:
         self._calls: list[int] = []
         self._kicks: list[int] = []
         with ExitStack() as undo:  # where there are too few descriptors
-            self.inherited, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.inherited, self._server = socketpair()
             undo.callback(self.inherited.close)
             undo.callback(self._server.close)
             self._shared = os.memfd_create("uvirtio-ivshmem", os.MFD_CLOEXEC)
@@ -71,7 +71,8 @@ class Bells:
         self._closed = False
 
     def _tell(self, word: int, fd: int | None = None) -> None:
-        socket.send_fds(self._server, [word.to_bytes(8, "little", signed=True)], [] if fd is None else [fd])
+        rights = [] if fd is None else [(SOL_SOCKET, SCM_RIGHTS, fd.to_bytes(4, "little"))]
+        self._server.sendmsg([word.to_bytes(8, "little", signed=True)], rights)
 
     @property
     def calls_free(self) -> int:

@@ -7,13 +7,14 @@ the package (machine.py) is imported while QEMU starts.
 from __future__ import annotations
 
 import os
-import socket
+from _socket import socketpair  # of CPython; the module socket takes longer to import than all else here
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from uvirtio.backends.qemu import address as addresses
 from uvirtio.backends.qemu.ivshmem import VECTORS, Bells
-from uvirtio.backends.qemu.memory import GuestMemory
 from uvirtio.backends.qemu.models import GIB, MODELS, WHY_LITTLE, Model, is_big_endian, is_mmio
 from uvirtio.backends.qemu.process import (
     QemuProcess,
@@ -21,12 +22,16 @@ from uvirtio.backends.qemu.process import (
     check_target,
     find_binary,
     halt_firmware,
+    ram_file,
     target_of,
 )
 from uvirtio.backends.qemu.supply import Supply, images_of
 from uvirtio.errors import BadAddress, NotSupported
 from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+
+if TYPE_CHECKING:
+    from uvirtio.backends.qemu.memory import GuestMemory
 
 
 class Launch:
@@ -88,6 +93,8 @@ class Launch:
         self.name = machine
         self.timeout = timeout
         self.root_ports = root_ports
+        # A program of the caller's may be a script that has more to do.
+        self._to_leave_in_order = binary is not None or any(image is not None for image in images)
         self.has_iommu = iommu != "none"
         # Closed in reverse: first the sockets, then QEMU, then what it used.
         self.resources = ExitStack()
@@ -105,17 +112,17 @@ class Launch:
 
     def _start(self, ram: int, legacy: bool | None, qmp_path: str | None, arguments: Sequence[str]) -> None:
         own = self.resources.callback
-        self.memory = GuestMemory(ram, self.model.ram)
-        own(self.memory.close)
+        self._ram, self._ram_file = ram, ram_file(ram)
+        own(self._close_memory)
         self.bells = Bells()
         own(self.bells.close)
         with ExitStack() as inherited:
             firmware = halt_firmware()
             inherited.callback(os.close, firmware)
-            self.qtest, qtest_far = socket.socketpair()
+            self.qtest, qtest_far = socketpair()
             inherited.callback(qtest_far.close)
             own(self.qtest.close)
-            self.qmp, qmp_far = socket.socketpair()
+            self.qmp, qmp_far = socketpair()
             inherited.callback(qmp_far.close)
             own(self.qmp.close)
             inherited.callback(self.bells.inherited.close)
@@ -126,14 +133,34 @@ class Launch:
                 qtest=qtest_far.fileno(),
                 qmp=qmp_far.fileno(),
                 qmp_path=qmp_path,
+                given=bool(arguments),
             )
-            fds = [firmware, qtest_far.fileno(), qmp_far.fileno(), self.bells.inherited.fileno(), self.memory.fd]
+            fds = [firmware, qtest_far.fileno(), qmp_far.fileno(), self.bells.inherited.fileno(), self._ram_file]
             fds += self.supply.files.values()
             fds += [peer.fileno() for peer in self.supply.peers.values()]
             for peer in self.supply.peers.values():
                 inherited.callback(peer.started)
-            self.process = QemuProcess(self.program, [*command, *arguments], fds, timeout=self.timeout)
+            self.process = QemuProcess(
+                self.program,
+                [*command, *arguments],
+                fds,
+                timeout=self.timeout,
+                disposable=not (self._to_leave_in_order or arguments or qmp_path),
+            )
             own(self.process.close)
+
+    @cached_property
+    def memory(self) -> GuestMemory:
+        """Guest memory."""
+        from uvirtio.backends.qemu.memory import GuestMemory  # here: QEMU starts without
+
+        return GuestMemory(self._ram, self.model.ram, fd=self._ram_file)
+
+    def _close_memory(self) -> None:
+        if "memory" in self.__dict__:
+            self.memory.close()
+        else:
+            os.close(self._ram_file)
 
     def close(self) -> None:
         """End QEMU and free everything; idempotent."""
@@ -148,10 +175,18 @@ class Launch:
         qtest: int,
         qmp: int,
         qmp_path: str | None,
+        given: bool,
     ) -> list[str]:
         model = self.model
         machine = ",".join(
-            word for word in (model.board or self.name, "memory-backend=ram", model.options) if word
+            word
+            for word in (
+                model.board or self.name,
+                "memory-backend=ram",
+                model.options,
+                "" if given else model.spared,
+            )
+            if word
         )
         if ram > model.ram.split and model.split_option:
             machine += f",{model.split_option}={model.ram.split}"
@@ -168,7 +203,7 @@ class Launch:
         if legacy is not None:
             command += ["-global", f"virtio-mmio.force-legacy={'on' if legacy else 'off'}"]
         command += ["-no-user-config", "-nodefaults", "-display", "none"]
-        command += ["-object", f"memory-backend-file,id=ram,size={ram},mem-path={_path(self.memory.fd)},share=on"]
+        command += ["-object", f"memory-backend-file,id=ram,size={ram},mem-path={_path(self._ram_file)},share=on"]
         command += ["-chardev", f"socket,id=qtest,fd={qtest}", "-object", "qtest,id=qtest,chardev=qtest,log=none"]
         command += ["-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp"]
         if qmp_path is not None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, partial
+from socket import socket
 from typing import TYPE_CHECKING, Any, Self
 
 from uvirtio.backends.qemu import address as addresses
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from uvirtio.backends.qemu.vtd import Vtd
 
     QemuFunction = QemuPciFunction | QemuMmioWindow
+
+_UNATTACHED = "/machine/unattached"
+"""Where QEMU's object tree has what the board itself consists of."""
 
 
 class Machine:
@@ -136,28 +140,31 @@ class Machine:
 
     def _connect(self, launch: Launch) -> None:
         own = self._resources.callback
-        self.qmp_client = Qmp(launch.qmp, timeout=self.timeout, why=self.process.autopsy)
+        self.qmp_client = Qmp(socket(fileno=launch.qmp.detach()), timeout=self.timeout, why=self.process.autopsy)
         own(self.qmp_client.close)
-        self.qtest = Qtest(launch.qtest, timeout=self.timeout, why=self.process.autopsy)
+        self.qtest = Qtest(socket(fileno=launch.qtest.detach()), timeout=self.timeout, why=self.process.autopsy)
         own(self.qtest.close)
         try:
-            self.qmp_client.greet(self.timeout)
+            asked: list[tuple[str, dict[str, Any]]] = [("query-target", {}), ("qom-list", {"path": _UNATTACHED})]
+            if self.model.pci is not None:
+                asked.append(("query-pci", {}))
+            target, children, *buses = self.qmp_client.begin(self.timeout, *asked)
             check_version(self.qmp_client.version)
-            check_target(self.qmp_client.execute("query-target")["arch"], self.model, self._program)
+            check_target(target()["arch"], self.model, self._program)
             self.memory.locate(self.qtest.read)
             if launch.has_iommu:
                 from uvirtio.backends.qemu.vtd import Vtd
 
                 self.iommu = Vtd(self.qtest, self.memory)
+            self.qtest.intercept(self._controller(children()))
+            if self.model.pci is not None:
+                self._bridge = HostBridge(self.qtest, self.model.pci)
+                self._places = _with_ids(buses[0]())
             self._find_functions(launch.root_ports)
         except (DeviceGone, DeviceTimeout) as error:
             raise self._start_failed(error) from error
 
     def _find_functions(self, root_ports: int) -> None:
-        self.qtest.intercept(self._controller())
-        if self.model.pci is not None:
-            self._bridge = HostBridge(self.qtest, self.model.pci)
-            self._places = self._functions_of_qemu()
         self._ports = self._root_ports(root_ports) if root_ports else []
         for part in self._supply.parts:
             if is_mmio(part.device):
@@ -211,22 +218,12 @@ class Machine:
                 remedy="plug in another device, or start another machine",
             )
 
-    def _controller(self) -> str:
+    def _controller(self, children: list[dict[str, Any]]) -> str:
         """Return the interrupt controller's name, or, where it has none, its path in QEMU's object tree."""
-        top = "/machine/unattached"
-        for child in self.qmp_client.execute("qom-list", path=top):
+        for child in children:
             if child["type"] in [f"child<{name}>" for name in self.model.controller]:
-                return f"{top}/{child['name']}"
+                return f"{_UNATTACHED}/{child['name']}"
         return self.model.controller[0]
-
-    def _functions_of_qemu(self) -> dict[str, int]:
-        """Return the devfn of each function on the root bus that has an id."""
-        places: dict[str, int] = {}
-        for bus in self.qmp_client.execute("query-pci"):
-            for found in bus["devices"]:
-                if found["bus"] == 0 and found.get("qdev_id"):
-                    places[found["qdev_id"]] = found["slot"] << 3 | found["function"]
-        return places
 
     def _start_failed(self, error: Exception) -> UvirtioError:
         """Return why there is no machine: an old QEMU does not know all options, so that is reported first."""
@@ -343,7 +340,7 @@ class Machine:
         try:
             self._sockets.plug(part, self.files.get(part.id), port)
             if port is None:
-                self._places = self._functions_of_qemu()
+                self._places = _with_ids(self.qmp_client.execute("query-pci"))
             function = self._on_root_bus(part) if port is None else self._function(part, port, 0)
         except BaseException:
             with suppress(UvirtioError):
@@ -431,6 +428,16 @@ class Machine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _with_ids(buses: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the devfn of each function on the root bus that has an id, of what ``query-pci`` returned."""
+    places: dict[str, int] = {}
+    for bus in buses:
+        for found in bus["devices"]:
+            if found["bus"] == 0 and found.get("qdev_id"):
+                places[found["qdev_id"]] = found["slot"] << 3 | found["function"]
+    return places
 
 
 def take_over(launch: Launch) -> Machine:

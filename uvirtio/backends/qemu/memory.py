@@ -15,6 +15,7 @@ from typing import Final
 
 from uvirtio.backends.pages import GuestBlock
 from uvirtio.backends.qemu.models import Q35, Ram
+from uvirtio.backends.qemu.process import ram_file
 from uvirtio.errors import BadSize, Closed, OperationFailed, QemuFailed
 from uvirtio.host import limits
 from uvirtio.host.pages import CPU_PAGE
@@ -26,21 +27,17 @@ _MARK: Final = b"\xa5\x5a\x3c\xc3"
 class GuestMemory:
     """The memory of one machine: a memfd (``fd``) that QEMU maps too."""
 
-    def __init__(self, size: int, ram: Ram = Q35.ram) -> None:
-        """Make the file.
+    def __init__(self, size: int, ram: Ram = Q35.ram, *, fd: int | None = None) -> None:
+        """Take over the file.
 
         Args:
             size: Length in bytes.
             ram: Where the machine has its memory.
+            fd: What ``ram_file`` made; None: it is made here.
         """
         self.size = size
         self.ram = ram
-        self.fd = os.memfd_create("uvirtio-ram", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(self.fd, size)
-        except OSError:
-            os.close(self.fd)
-            raise
+        self.fd = ram_file(size) if fd is None else fd
         self._lock = threading.Lock()
         self._blocks: set[QemuBlock] = set()
         self._closed = False

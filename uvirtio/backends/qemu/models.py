@@ -130,6 +130,9 @@ class Model(NamedTuple):
     options: str = ""
     """Additional options of ``-machine``."""
 
+    spared: str = ""
+    """Options of ``-machine`` that leave out what only a guest or the caller's own arguments would use."""
+
     split_option: str = ""
     """The option of ``-machine`` that sets the split of memory; empty where the machine has a fixed one."""
 
@@ -165,6 +168,7 @@ Q35 = Model(
     ram=_X86_RAM,
     split_option="max-ram-below-4g",
     options="pit=off",
+    spared="hpet=off,i8042=off,vmport=off,sata=off,smbus=off",
     iommus=("none", "intel"),
     firmware=True,
     controller=("ioapic",),

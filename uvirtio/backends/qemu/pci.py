@@ -5,20 +5,19 @@ What firmware does before an operating system runs, for the few functions of one
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from uvirtio.backends.pci_function import bar_of
+from uvirtio.backends.qemu.config_space import ConfigPorts, config_space
 from uvirtio.backends.qemu.models import PciBus
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import CapabilityError, Misuse, OperationFailed
-from uvirtio.interfaces.memory import Registers
-from uvirtio.memory.access import WidthRegisters
+from uvirtio.interfaces.memory import Registers, Step
+from uvirtio.memory.access import exchange
 from uvirtio.spec import pci as spec
 
-_CONFIG_ADDRESS = 0xCF8
-_CONFIG_DATA = 0xCFC
-_CONFIG_ENABLE = 1 << 31
+_ALL_ONES = 0xFFFFFFFF
 _GRAIN = 4096  # what PCI recommends for memory BARs (PCI 3.0, 6.2.5.1)
 
 
@@ -73,24 +72,6 @@ class Windows:
             self._used[kind] = [one for one in used if one[0] != address]
 
 
-class ConfigPorts(WidthRegisters):
-    """Configuration space through the ports 0xCF8 and 0xCFC: an index and a data register."""
-
-    def __init__(self, qtest: Qtest, devfn: int) -> None:
-        """Set the function, ``devfn`` on the root bus."""
-        super().__init__(0, spec.CONFIG_SIZE)
-        self._qtest = qtest
-        self._select = _CONFIG_ENABLE | devfn << 8
-
-    def _read(self, place: int, width: int) -> int:
-        index, port = self._select | place & 0xFC, _CONFIG_DATA + (place & 3)
-        return self._qtest.indexed_in(_CONFIG_ADDRESS, index, width, port)
-
-    def _write(self, place: int, width: int, value: int) -> None:
-        index, port = self._select | place & 0xFC, _CONFIG_DATA + (place & 3)
-        self._qtest.indexed_out(_CONFIG_ADDRESS, index, width, port, value)
-
-
 class Bridge(Protocol):
     """Access to a bus; a function on it is named by devfn, slot * 8 + function."""
 
@@ -128,13 +109,7 @@ class HostBridge:
 
     def config(self, devfn: int, bus: int = 0) -> Registers:
         """Return the configuration space of a function: 4096 bytes if it is PCI Express, else 256."""
-        if self.bus.ecam is None:
-            return ConfigPorts(self.qtest, devfn)
-        place = self.bus.ecam + (bus << 20 | devfn << 12)
-        config = MemoryRegisters(self.qtest, place, spec.EXPRESS_CONFIG_SIZE)
-        if find_capability(config, spec.CapId.EXPRESS) is None:
-            config.length = spec.CONFIG_SIZE
-        return config
+        return config_space(self.qtest, self.bus.ecam, devfn, bus)
 
     def line(self, devfn: int, pin: int) -> int | None:
         """Return the interrupt controller's input for a pin (1 is INTA); None where it is not known."""
@@ -222,6 +197,11 @@ class CheckedRegisters:
         self._check()
         self._inner.write32(offset, value)
 
+    def exchange(self, steps: Sequence[Step]) -> list[int]:
+        """Make several accesses in one round trip; see ``Exchanges``."""
+        self._check()
+        return exchange(self._inner, steps)
+
     def close(self) -> None:
         """Close the inner registers."""
         self._inner.close()
@@ -250,9 +230,12 @@ class PciAccess:
         self.msix_size = 0
         self._msix_table = (0, 0)
         if self._msix is not None:
-            control = self.config.read16(self._msix + spec.MSIX_CONTROL)
+            words: list[Step] = [
+                (self._msix + spec.MSIX_CONTROL, 2, None),
+                (self._msix + spec.MSIX_TABLE, 4, None),
+            ]
+            control, table = exchange(self.config, words)
             self.msix_size = (control & spec.MSIX_CONTROL_SIZE_MASK) + 1
-            table = self.config.read32(self._msix + spec.MSIX_TABLE)
             self._msix_table = (table & spec.MSIX_BIR_MASK, table & spec.MSIX_OFFSET_MASK)
 
     def assign_bars(self) -> None:
@@ -263,36 +246,39 @@ class PciAccess:
         """
         if self.bars:
             return
-        config = self.config
+        # Sized all at once, in one round trip; then the addresses in another.
+        places = [spec.CFG_BAR0 + 4 * index for index in range(spec.BARS)]
+        sizing = [step for place in places for step in ((place, 4, _ALL_ONES), (place, 4, None))]
+        masks = exchange(self.config, sizing)
+        addresses: list[Step] = []
         index = 0
         while index < spec.BARS:
-            place = spec.CFG_BAR0 + 4 * index
-            config.write32(place, 0xFFFFFFFF)
-            low = config.read32(place)
+            low = masks[index]
             if low & spec.BAR_IO:
-                self._assign(index, (~low & spec.BAR_IO_MASK & 0xFFFF) | 3, is_io=True, is_64=False)
+                last = (~low & spec.BAR_IO_MASK & 0xFFFF) | 3
+                addresses += self._assign(index, last, is_io=True, is_64=False)
                 index += 1
                 continue
             is_64 = low & spec.BAR_TYPE_MASK == spec.BAR_TYPE_64
             if is_64 and index < spec.MAX_BAR:
-                config.write32(place + 4, 0xFFFFFFFF)
-                mask = low & spec.BAR_MEMORY_MASK | config.read32(place + 4) << 32
-                self._assign(index, ~mask & (1 << 64) - 1, is_io=False, is_64=True)
+                mask = low & spec.BAR_MEMORY_MASK | masks[index + 1] << 32
+                addresses += self._assign(index, ~mask & (1 << 64) - 1, is_io=False, is_64=True)
                 index += 2
             else:
                 if low:
-                    self._assign(index, ~(low & spec.BAR_MEMORY_MASK) & 0xFFFFFFFF, is_io=False, is_64=False)
+                    last = ~(low & spec.BAR_MEMORY_MASK) & _ALL_ONES
+                    addresses += self._assign(index, last, is_io=False, is_64=False)
                 index += 1
+        exchange(self.config, addresses)
 
-    def _assign(self, index: int, last: int, *, is_io: bool, is_64: bool) -> None:
-        """Assign an address to one BAR of ``last + 1`` bytes."""
+    def _assign(self, index: int, last: int, *, is_io: bool, is_64: bool) -> list[Step]:
+        """Assign an address to one BAR of ``last + 1`` bytes; returns the writes that set it."""
         size = last + 1
         address = self._bridge.windows.place(size, is_io=is_io, is_64=is_64)
         place = spec.CFG_BAR0 + 4 * index
-        self.config.write32(place, address & 0xFFFFFFFF)
-        if is_64:
-            self.config.write32(place + 4, address >> 32)
         self.bars[index] = Bar(index, size, is_io, address)
+        low: Step = (place, 4, address & _ALL_ONES)
+        return [low, (place + 4, 4, address >> 32)] if is_64 else [low]
 
     def enable(self, *, bus_master: bool = False, intx: bool = False) -> None:
         """Enable decoding of memory and I/O.

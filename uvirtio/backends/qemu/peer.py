@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+from _socket import socketpair  # of CPython; the module socket takes long to import
 from typing import Final
 
 from uvirtio.errors import OperationFailed
@@ -17,7 +17,7 @@ class Peer:
 
     def __init__(self) -> None:
         """Connect them."""
-        self._own, self._far = socket.socketpair()
+        self._own, self._far = socketpair()
 
     def fileno(self) -> int:
         """The descriptor that QEMU inherits."""

@@ -6,12 +6,9 @@ No file that QEMU needs has a name that another process could use or find (``bac
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
-from pathlib import Path
+from collections.abc import Sequence
 
-from uvirtio.backends.child import ChildProcess
+from uvirtio.backends.child import ChildProcess, which
 from uvirtio.backends.qemu.models import WHY_LITTLE, Model, is_big_endian
 from uvirtio.errors import NotSupported, QemuFailed, QemuMissing
 
@@ -32,6 +29,21 @@ def halt_firmware() -> int:
     return fd
 
 
+def ram_file(size: int) -> int:
+    """Return a memfd for ``size`` bytes of guest memory.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    fd = os.memfd_create("uvirtio-ram", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
 def find_binary(binary: str | None, model: Model) -> str:
     """Return the path of QEMU.
 
@@ -43,7 +55,7 @@ def find_binary(binary: str | None, model: Model) -> str:
         QemuMissing: There is no such program.
     """
     name = binary or model.binary
-    path = shutil.which(name)
+    path = which(name)
     if path is None:
         remedy = f"apt-get install {model.package}"
         if model.older_package:
@@ -83,7 +95,7 @@ def check_target(target: str, model: Model, program: str) -> None:
 
 def target_of(program: str) -> str:
     """Return the CPU in the name of a program, ``qemu-system-TARGET``; empty if it has another name."""
-    name = Path(program).name
+    name = program.rpartition("/")[2]
     return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else ""
 
 
@@ -93,6 +105,9 @@ def version_of(program: str) -> tuple[int, ...]:
     Args:
         program: The path of QEMU.
     """
+    import re
+    import subprocess  # here: QEMU starts without
+
     try:
         done = subprocess.run(
             [program, "--version"],
@@ -129,6 +144,23 @@ class QemuProcess(ChildProcess):
     name = "QEMU"
     not_started = QemuFailed
 
+    def __init__(
+        self,
+        binary: str,
+        arguments: Sequence[str],
+        fds: Sequence[int],
+        *,
+        timeout: float,
+        disposable: bool = False,
+    ) -> None:
+        """Start QEMU; the other parameters are those of ``ChildProcess``.
+
+        Args:
+            disposable: It has nothing of the caller's (an image, a socket's name, arguments) to leave in order.
+        """
+        self.disposable = disposable
+        super().__init__(binary, arguments, fds, timeout=timeout)
+
     def version(self) -> tuple[int, ...]:
         """Return what ``--version`` reports, for a QEMU that ended before its greeting; () if unknown."""
         return version_of(self._binary)
@@ -140,6 +172,8 @@ def check_socket_path(path: str) -> None:
     Raises:
         QemuFailed: The path exists, and is not a socket.
     """
+    from pathlib import Path
+
     place = Path(path)
     if place.exists() and not place.is_socket():
         raise QemuFailed(

@@ -11,6 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from uvirtio.backends.qemu.connection import Connection
@@ -18,6 +19,9 @@ from uvirtio.errors import DeviceGone, DeviceTimeout, QemuFailed
 
 _GREETING = 2.0
 """Seconds that a QEMU has for its greeting at most: it sends that at once, to the one client that it serves."""
+
+Answer = Callable[[], Any]
+"""Waits for the response to one command and returns its result; QemuFailed if QEMU refused it."""
 
 _EVENTS_KEPT = 1000
 _LONGEST_LINE = 16 << 20
@@ -42,6 +46,12 @@ class Qmp(Connection):
         self._received = bytearray()
         self._searched = 0
         self._commands = 0
+        self._expected: set[int] = set()
+        """The numbers of commands that were sent ahead, and whose responses nothing waits for yet."""
+
+        self._early: dict[int, dict[str, Any]] = {}
+        """Responses to them that have come."""
+
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self.deleted: set[str] = set()
         """The ids of devices that QEMU reported as unplugged (DEVICE_DELETED)."""
@@ -50,6 +60,33 @@ class Qmp(Connection):
 
     def greet(self, timeout: float) -> None:
         """Wait up to ``timeout`` seconds for QEMU's greeting, which has ``version``; leave negotiation mode."""
+        self._greeted(timeout)
+        self.execute("qmp_capabilities")
+
+    def begin(self, timeout: float, *commands: tuple[str, dict[str, Any]]) -> Sequence[Answer]:
+        """The same, with commands sent along that QEMU runs as soon as it can: their answers need no round trips.
+
+        Args:
+            timeout: Seconds that QEMU has for its greeting.
+            *commands: Names and arguments.
+
+        Returns:
+            The answers, one for each command, that are waited for when they are called.
+        """
+        with self._lock:
+            self._check()
+            every = [("qmp_capabilities", {}), *commands]
+            numbers = range(self._commands + 1, self._commands + 1 + len(every))
+            text = b"".join(self._request(command, arguments) for command, arguments in every)
+            self._send(text, time.monotonic() + timeout)
+            self._expected.update(numbers)
+        self._greeted(timeout)
+        names = [command for command, _ in every]
+        ready, *answers = (partial(self._answer, *one) for one in zip(numbers, names, strict=True))
+        ready()
+        return answers
+
+    def _greeted(self, timeout: float) -> None:
         with self._lock:
             self._check()
             greeting = self._message(time.monotonic() + timeout)
@@ -58,7 +95,6 @@ class Qmp(Connection):
                 self.version = (int(version["major"]), int(version["minor"]), int(version["micro"]))
             except (KeyError, TypeError, ValueError, OverflowError) as error:  # an infinity is no int
                 raise self._nonsense(str(greeting)[:200]) from error
-        self.execute("qmp_capabilities")
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run a command and return its result.
@@ -87,27 +123,42 @@ class Qmp(Connection):
             self._check()
             if self._mute:
                 self._listen()
-            self._commands += 1
-            request: dict[str, Any] = {"execute": command, "id": self._commands}
-            if arguments:
-                request["arguments"] = arguments
             deadline = time.monotonic() + self._patience()
-            self._send(json.dumps(request, separators=(",", ":")).encode(), deadline, fds)
-            while True:
-                message = self._message(deadline)
-                if message.get("id") != self._commands:
-                    self._keep(message)
-                elif "return" in message:
-                    return message["return"]
+            self._send(self._request(command, arguments), deadline, fds)
+            return self._answer(self._commands, command, deadline)
+
+    def _request(self, command: str, arguments: dict[str, Any]) -> bytes:
+        """Return the text of a command, with the next number."""
+        self._commands += 1
+        request: dict[str, Any] = {"execute": command, "id": self._commands}
+        if arguments:
+            request["arguments"] = arguments
+        return json.dumps(request, separators=(",", ":")).encode()
+
+    def _answer(self, number: int, command: str, deadline: float | None = None) -> Any:
+        """Wait for the response to one command, and return its result; QemuFailed if QEMU refused it."""
+        with self._lock:
+            self._check()
+            if deadline is None:
+                deadline = time.monotonic() + self._patience()
+            self._expected.discard(number)
+            message = self._early.pop(number, None)
+            while message is None:
+                came = self._message(deadline)
+                if came.get("id") == number:
+                    message = came
                 else:
-                    error = message.get("error")
-                    detail = error if isinstance(error, dict) else {"desc": error}
-                    raise QemuFailed(
-                        f"QEMU refused {command}: {detail.get('desc')}",
-                        seen=detail.get("class"),
-                        expected="a command that this QEMU knows, with fitting arguments",
-                        remedy="see QEMU's QMP reference manual",
-                    )
+                    self._keep(came)
+        if "return" in message:
+            return message["return"]
+        error = message.get("error")
+        detail = error if isinstance(error, dict) else {"desc": error}
+        raise QemuFailed(
+            f"QEMU refused {command}: {detail.get('desc')}",
+            seen=detail.get("class"),
+            expected="a command that this QEMU knows, with fitting arguments",
+            remedy="see QEMU's QMP reference manual",
+        )
 
     def events(self, name: str, timeout: float = 0.0) -> list[dict[str, Any]]:
         """Take the events of one name.
@@ -157,8 +208,11 @@ class Qmp(Connection):
     # --- the protocol ---
 
     def _keep(self, message: dict[str, Any]) -> None:
-        """Store an event; drop a response that no call waits for."""
+        """Store an event, and a response that a call will ask for; drop one that no call waits for."""
         if "event" not in message:
+            number = message.get("id")
+            if isinstance(number, int) and number in self._expected:
+                self._early[number] = message
             return
         self._events.append(message)
         data = message.get("data")

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from uvirtio.backends.qemu.connection import Connection
 from uvirtio.errors import Misuse, QemuFailed
+from uvirtio.interfaces.memory import Step
 from uvirtio.memory.access import WidthRegisters
 
 _VERBS = {1: "b", 2: "w", 4: "l"}
@@ -24,6 +25,7 @@ _BATCH = 64
 """Commands sent before responses are read: QEMU blocks when its responses are not read, so keep it small."""
 
 _LONGEST_LINE = 4096
+_LONGEST_READ = 1024
 _MOST_DRAINED = 256
 """Pieces of 4 KiB read per call of ``drain()``; more is left for the next."""
 
@@ -105,8 +107,7 @@ class Qtest(Connection):
             width: Width of the data port, in bytes.
             port: The data port.
         """
-        select = f"outl {_checked(index_port, 16):#x} {_checked(index, 32):#x}\n"
-        return _number(self._ask_all([select, f"in{_VERBS[width]} {_checked(port, 16):#x}\n"])[1])
+        return self.exchange([(index_port, 4, index), (port, width, None)], ports=True)[0]
 
     def indexed_out(self, index_port: int, index: int, width: int, port: int, value: int) -> None:
         """Write a 32-bit index register, then a data port: two commands, one round trip.
@@ -118,16 +119,50 @@ class Qtest(Connection):
             port: The data port.
             value: What is written there.
         """
-        select = f"outl {_checked(index_port, 16):#x} {_checked(index, 32):#x}\n"
-        data = f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n"
-        self._ask_all([select, data])
+        self.exchange([(index_port, 4, index), (port, width, value)], ports=True)
 
     def write_many(self, width: int, writes: Sequence[tuple[int, int]]) -> None:
         """Write (address, value) pairs of ``width`` bytes each in their order, without waiting for each."""
-        verb = f"write{_VERBS[width]}"
-        lines = [f"{verb} {_checked(at, 64):#x} {_checked(value, 8 * width):#x}\n" for at, value in writes]
+        self.exchange([(at, width, value) for at, value in writes])
+
+    def exchange(self, steps: Sequence[Step], *, ports: bool = False) -> list[int]:
+        """Make several accesses in their order, sent at once: one round trip.
+
+        Args:
+            steps: The accesses, with addresses in place of offsets.
+            ports: The addresses are I/O ports.
+
+        Returns:
+            What the reads among them read.
+        """
+        load, store, bits = ("in", "out", 16) if ports else ("read", "write", 64)
+        lines = [
+            f"{load}{_VERBS[width]} {_checked(at, bits):#x}\n"
+            if value is None
+            else f"{store}{_VERBS[width]} {_checked(at, bits):#x} {_checked(value, 8 * width):#x}\n"
+            for at, width, value in steps
+        ]
+        answers: list[bytes] = []
         for start in range(0, len(lines), _BATCH):
-            self._ask_all(lines[start : start + _BATCH])
+            answers += self._ask_all(lines[start : start + _BATCH])
+        return [_number(answer) for (_, _, value), answer in zip(steps, answers, strict=True) if value is None]
+
+    def read_bytes(self, address: int, length: int) -> bytes:
+        """Read up to 1024 bytes of guest-physical memory, or of registers, by accesses of 4 bytes at most."""
+        if not 0 < length <= _LONGEST_READ:
+            raise Misuse(f"{length} bytes in one read", seen=length, expected=f"1 to {_LONGEST_READ}")
+        answer = self._ask(f"read {_checked(address, 64):#x} {length:#x}\n")
+        try:
+            data = bytes.fromhex(answer.removeprefix(b"0x").decode("ascii"))
+        except ValueError:
+            data = b""
+        if len(data) != length:
+            raise QemuFailed(
+                "QEMU's response to a read is not what was asked for",
+                seen=repr(answer[:40]),
+                expected=f"OK 0x..., {length} bytes",
+            )
+        return data
 
     # --- interrupts ---
 
@@ -307,15 +342,33 @@ class MemoryRegisters(WidthRegisters):
     def _write(self, place: int, width: int, value: int) -> None:
         self._qtest.write(width, place, value)
 
+    def exchange(self, steps: Sequence[Step]) -> list[int]:
+        """Make several accesses in one round trip; see ``Exchanges``."""
+        return self._qtest.exchange([(self._place(at, width), width, value) for at, width, value in steps])
 
-class PortRegisters(MemoryRegisters):
+    def read_all(self, length: int) -> bytes:
+        """Read the first bytes of the window, up to 1024."""
+        return self._qtest.read_bytes(self._place(0, 1), length)
+
+
+class PortRegisters(WidthRegisters):
     """Registers at I/O ports. Satisfies ``Registers``."""
+
+    def __init__(self, qtest: Qtest, base: int, length: int) -> None:
+        """Set the window of ``length`` ports that begins at ``base``."""
+        super().__init__(base, length)
+        self._qtest = qtest
 
     def _read(self, place: int, width: int) -> int:
         return self._qtest.port_in(width, place)
 
     def _write(self, place: int, width: int, value: int) -> None:
         self._qtest.port_out(width, place, value)
+
+    def exchange(self, steps: Sequence[Step]) -> list[int]:
+        """Make several accesses in one round trip; see ``Exchanges``."""
+        places = [(self._place(at, width), width, value) for at, width, value in steps]
+        return self._qtest.exchange(places, ports=True)
 
 
 def _checked(value: int, bits: int) -> int:

@@ -7,18 +7,19 @@ process: nothing is left behind, and a test can read them. A disk may be an imag
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uvirtio.backends.qemu.models import is_mmio
 from uvirtio.backends.qemu.peer import Peer
 from uvirtio.errors import NotSupported, UsageError
+from uvirtio.host.pattern import Pattern
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from uvirtio.memory.window import FileWindow
 
 DISK_SIZE = 64 << 20
@@ -28,10 +29,10 @@ _QCOW2 = b"QFI\xfb"
 _ON = ("on", "yes", "true", "y")
 """What QEMU takes for a property that is on."""
 
-_PORT = re.compile(r"\bvirt(?:console|serialport)\b")
+_PORT = Pattern(r"\bvirt(?:console|serialport)\b")
 """A port of a serial device; without ``bus=`` it goes to the first such device."""
 
-_OPTION = re.compile(r",([^=,]+)=((?:[^,]|,,)*)")
+_OPTION = Pattern(r",([^=,]+)=((?:[^,]|,,)*)")
 
 
 class Image(NamedTuple):
@@ -292,6 +293,8 @@ def image_at(path: str | os.PathLike[str]) -> Image:
     Raises:
         UsageError: It does not exist, is not a file, cannot be read, or is a qcow2 image.
     """
+    from pathlib import Path  # here: the start of QEMU does without
+
     place = Path(path).absolute()
     try:
         fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
