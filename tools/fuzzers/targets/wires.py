@@ -143,6 +143,7 @@ class _Played:
     """A ``Daemon`` whose one connection was made already."""
 
     pid = 0
+    program = "/nonexistent"
     serves_one = True
     exited = True
 
