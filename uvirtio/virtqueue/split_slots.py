@@ -196,7 +196,7 @@ class SplitSlots(RingBooks):
                 raw = bytes(self._elements[8 * at : 8 * (end - over)]) + bytes(self._elements[: 8 * over])
             if self._loose is not None:
                 found = self._take_loose(raw, at, self._used)
-            elif self._expected.startswith(raw, 8 * at):
+            elif raw == self._expected[8 * at : 8 * end]:
                 found, self._back, self._back_raw = self._order[at:end], self._order[at:end], raw
             else:
                 found = self._sort_out(raw, at, self._used)
