@@ -179,17 +179,16 @@ class PackedSlots(RingBooks):
                 elif ring._order is not None:
                     ring._order()  # 2.8.22: the flags before what they announce
             # A private copy of the used slots, up to the end of the ring, is compared with what was expected.
-            end = at + count
-            if end > size:
-                end = size
-            if count < self._few:
-                (raw,) = self._copies[end - at](ring.bytes, DESC_SIZE * at)
+            fits = count if at + count <= size else size - at
+            if fits < self._few:
+                (raw,) = self._copies[fits](ring.bytes, DESC_SIZE * at)
             else:
-                raw = bytes(ring.bytes[DESC_SIZE * at : DESC_SIZE * end])
+                raw = bytes(ring.bytes[DESC_SIZE * at : DESC_SIZE * (at + fits)])
             if self._loose is not None:
                 found = self._take_loose(_words(raw), here, self._used[here < size])
-            elif raw == self._expected[DESC_SIZE * here : DESC_SIZE * (here + end - at)]:
-                found, self._back = self._order[here : here + end - at], self._order[here : here + end - at]
+            elif self._expected.startswith(raw, DESC_SIZE * here):
+                found = self._order[here : here + fits]
+                self._back = found[:]
             else:
                 found = self._sort_out(_words(raw), here, self._used[here < size])
             came = len(found)
