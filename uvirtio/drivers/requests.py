@@ -204,7 +204,7 @@ class BaseRequestQueues(Generic[Q, R]):
                 if left is None:
                     return not self.in_flight
                 while left and left[-1].done:
-                    left.pop()
+                    del left[-1]
                 return not left
 
             try:

@@ -39,6 +39,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
         """
         self._disk, device, config = disk, disk.device, disk.config
+        self._session = disk.session()
         made = []
         for _, queue in sorted(device.queues.items()):
             requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), request_size)
@@ -97,7 +98,8 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         try:
             slot.prepare(kind, sector, data, room)
             slot.request = request = Request(self, kind, sector, sectors, live.index)
-            requestq.lay()
+            if requestq.laid:
+                requestq.lay()
             try:
                 live.add(*slot.entry)  # of the queue: a record watches it
             except QueueFull:
@@ -152,17 +154,19 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             raise
         requestq.quiet = quiet = requestq.quiet + 1
         if quiet >= TOGETHER:
-            with self._driver.session():
+            with self._session:
                 self._show(requestq)
         return request
 
     def _show(self, requestq: RequestQueue) -> None:
         requestq.quiet = 0
-        requestq.lay()
+        if requestq.laid:
+            requestq.lay()
         requestq.queue.show_added()
 
     def _lay(self, requestq: RequestQueue) -> None:
-        requestq.lay()
+        if requestq.laid:
+            requestq.lay()
 
     def remove(self, requestq: RequestQueue) -> None:
         """Stop using a queue for single requests, because a burst takes it."""

@@ -251,8 +251,7 @@ class RequestQueue:
 
     def lay(self) -> None:
         """Put what is laid into the ring; the device does not see it before it is shown."""
-        if self.laid:
-            self.queue.add_all(self.laid)
+        self.queue.add_all(self.laid)
 
     @property
     def out(self) -> int:
