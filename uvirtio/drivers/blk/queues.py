@@ -135,23 +135,19 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         requestq = self._quick
         if requestq is None or self._silent or not requestq.free:
             return None
-        laid = requestq.laid
-        slot = requestq.free.pop()
-        try:
-            if slot.room != room:
-                slot.shape(0, room)
-            # What ``Slot.prepare`` and ``Request`` do, without their calls.
-            write_header(requestq.control_view, slot.header_at, _IN, 0, sector, NO_STATUS)
-            slot.clear(requestq.data_view, slot.data_at)
-            slot.request = request = _new(Request)
-            request._waits, request._data, request.queue = self, b"", requestq.index
-            request.type, request.sector, request.sectors = _IN, sector, sectors
-            request.done, request.error = False, None
-            laid.append(slot.entry)
-        except BaseException:
-            if not laid or laid[-1] is not slot.entry:
-                requestq.free.append(slot)
-            raise
+        free, laid = requestq.free, requestq.laid
+        slot = free[-1]
+        if slot.room != room:
+            slot.shape(0, room)
+        # What ``Slot.prepare`` and ``Request`` do, without their calls.
+        write_header(requestq.control_view, slot.header_at, _IN, 0, sector, NO_STATUS)
+        slot.clear(requestq.data_view, slot.data_at)
+        slot.request = request = _new(Request)
+        request._waits, request._data, request.queue = self, b"", requestq.index
+        request.type, request.sector, request.sectors = _IN, sector, sectors
+        request.done, request.error = False, None
+        # In one statement, and without a call between: a signal comes before both or after both.
+        laid[len(laid) :], free[-1:] = (slot.entry,), ()
         requestq.quiet = quiet = requestq.quiet + 1
         if quiet >= TOGETHER:
             with self._session:

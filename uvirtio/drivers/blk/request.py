@@ -166,10 +166,10 @@ class Slot:
         """Make the chain of requests with as much data."""
         part = first(self._runs, length or room)
         readable, writable = (part, []) if length else ([], part)
-        self.entry = ((self._header, *readable), (*writable, self._status), self)
-        self.room = room
-        self.clear, self.copy = self.requestq.room(room)
-        self._lengths = length, room
+        entry: Entry = (self._header, *readable), (*writable, self._status), self
+        clear, copy = self.requestq.room(room)
+        # In one statement, without a call: an interrupted one leaves no shape that is half of another's.
+        self.entry, self.clear, self.copy, self._lengths, self.room = entry, clear, copy, (length, room), room
 
     @property
     def most(self) -> int:
