@@ -95,6 +95,19 @@ class Queue:
         """
         self.ring.add(readable, writable, cookie)
 
+    def add_all(self, chains: list[Any]) -> None:
+        """Do what ``add`` does for several chains, which costs less than one by one.
+
+        Args:
+            chains: (readable, writable, cookie) of each. Those that were added are taken out, so that after an
+                exception the others are left.
+
+        Raises:
+            BadChain: A chain breaks a rule of 2.7.5.
+            QueueFull: There are not enough free descriptors.
+        """
+        self.ring.add_all(chains)
+
     def kick(self) -> None:
         """Make the added chains available, and notify the device unless it suppresses that (2.7.13)."""
         if self.ring.publish() or self._owed:

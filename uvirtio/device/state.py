@@ -44,7 +44,7 @@ class Session:
     too, at four times the cost.
     """
 
-    __slots__ = ("_acquire", "_device", "_driver", "_release")
+    __slots__ = ("_acquire", "_device", "_driver", "_release", "lock", "made_here")
 
     def __init__(self, device: DeviceState, driver: str = "") -> None:
         """Make the session of a device, or of one driver of it.
@@ -56,6 +56,15 @@ class Session:
         self._device = device
         self._driver = driver
         self._acquire, self._release = device._lock.acquire, device._lock.release
+        self.lock = device._lock
+        """What a session holds; alone it is for what cannot fail, where ``made_here[0]`` is 1 and ``works()``."""
+        self.made_here = device._made_here
+        """Its first byte: 1 in the process that opened the device, 0 in its children."""
+
+    def works(self) -> bool:
+        """Whether ``__enter__`` would succeed now, for a caller that has the lock."""
+        device = self._device
+        return device._used_by is self and device._broken is None and not device.closing
 
     def __enter__(self) -> None:
         device = self._device

@@ -174,7 +174,11 @@ class BaseRequestQueues(Generic[Q, R]):
             Closed: The driver was closed.
         """
         for requestq in self._live():
+            self._lay(requestq)
             requestq.queue.kick()
+
+    def _lay(self, requestq: Q) -> None:
+        """Put into the ring what was submitted and is not there yet, where a driver keeps such requests back."""
 
     # --- completion -----------------------------------------------------------------------------------------
 
@@ -200,7 +204,7 @@ class BaseRequestQueues(Generic[Q, R]):
                 if left is None:
                     return not self.in_flight
                 while left and left[-1].done:
-                    left.pop()
+                    del left[-1]
                 return not left
 
             try:
@@ -298,6 +302,7 @@ class BaseRequestQueues(Generic[Q, R]):
         count = 0
         invalid: UvirtioError | None = None
         for requestq in self._free:
+            self._lay(requestq)  # before others come back, whose descriptors it would take
             done = requestq.queue.reap()
             if done:
                 count += len(done)

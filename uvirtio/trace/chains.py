@@ -30,7 +30,7 @@ class ChainWatch:
         self._out: list[tuple[int, Any, Sequence[tuple[int, int]]]] = []
         self._fixed: list[tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]] = []
         self._ring = queue.ring
-        for name in ("add", "reap", "set_fixed", "submit", "reap_slots"):
+        for name in ("add", "add_all", "reap", "set_fixed", "submit", "reap_slots"):
             method = getattr(type(queue), name)
             setattr(queue, name, self._watching(name, method))
 
@@ -47,6 +47,14 @@ class ChainWatch:
     def _add(self, do: Callable[[], Any], readable: Any, writable: Any, cookie: Any) -> None:
         do()
         self._gone(readable, writable, cookie)
+
+    def _add_all(self, do: Callable[[], Any], chains: Any) -> None:
+        before = list(chains)
+        try:
+            do()
+        finally:
+            for chain in before[: len(before) - len(chains)]:
+                self._gone(*chain)
 
     def _gone(self, readable: Any, writable: Any, cookie: Any) -> None:
         self._count += 1

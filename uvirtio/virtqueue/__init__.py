@@ -85,6 +85,17 @@ class Virtqueue(Protocol):
         """
         ...
 
+    def add_all(self, chains: list[Any]) -> None:
+        """Add several chains; those that were added are taken out of the list, also by a call that raises.
+
+        Args:
+            chains: (readable, writable, cookie) of each, as for ``add``.
+
+        Raises:
+            BadChain, QueueFull, UsageError: As ``add`` of one of them does.
+        """
+        ...
+
     def publish(self) -> bool:
         """Make all added chains visible, with one index store and one fence.
 

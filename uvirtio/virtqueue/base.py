@@ -15,7 +15,7 @@ from uvirtio.interfaces.recording import WatchesWords
 from uvirtio.memory.access import words64
 from uvirtio.memory.fence import Fence, order_fence
 from uvirtio.spec.ring import DESC_SIZE
-from uvirtio.virtqueue import Completion
+from uvirtio.virtqueue import Completion, SgEntry
 
 INDIRECT_ENTRIES = 16
 """Number of descriptors in the indirect table of each head: 256 bytes, so that no table crosses a page."""
@@ -195,6 +195,19 @@ class VirtqueueBase:
             UsageError: The format does not allow this size.
         """
         raise NotImplementedError
+
+    def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
+        """Write one chain into the ring; see ``Virtqueue``."""
+        raise NotImplementedError
+
+    def add_all(self, chains: list[Any]) -> None:
+        """Write several chains into the ring; see ``Virtqueue``."""
+        before = self._laid
+        try:
+            for readable, writable, cookie in chains:
+                self.add(readable, writable, cookie)
+        finally:
+            del chains[: self._laid - before]  # not counted here: a signal may come between the two
 
     @property
     def addresses(self) -> tuple[int, int, int]:

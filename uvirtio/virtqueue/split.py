@@ -45,8 +45,11 @@ _IDX = ring.RING_IDX // 2
 _RING = ring.RING_ENTRIES // 2
 
 
-_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int, tuple[int, ...]]
-"""A chain, how many bytes the device may write of it, and its descriptors; none where a table has it."""
+_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int, tuple[int, ...], int]
+"""A chain, how many bytes the device may write of it, and its descriptors.
+
+Where a table has it there are none, but the second word of the descriptor that names the table.
+"""
 
 
 class SplitQueue(VirtqueueBase):
@@ -182,7 +185,9 @@ class SplitQueue(VirtqueueBase):
                     self._fill_table(head, readable, writable, count)
                     same = type(readable) is tuple and type(writable) is tuple  # as long as it is these objects
                     self._name_table(head, count)
-                    self._held[head] = (readable, writable, room, ()) if same else None
+                    self._held[head] = (
+                        (readable, writable, room, (), count * DESC_SIZE | _INDIRECT) if same else None
+                    )
                 else:
                     if len(free) < count:
                         raise self._full(count, len(free))
@@ -198,6 +203,41 @@ class SplitQueue(VirtqueueBase):
         self._avail[_RING + (laid & self._mask)] = head
         self._laid = laid + 1
 
+    def add_all(self, chains: list[Any]) -> None:
+        """Write several chains into the ring; see ``Virtqueue``.
+
+        The same ones as before in descriptors that they have already, without a call for each; others by ``add``.
+        """
+        if self._shut:
+            self.refuse()
+        free, held, out, avail, mask = self._free, self._held, self._out, self._avail, self._mask
+        desc, tables = self._desc, self._tables
+        before = laid = self._laid
+        try:
+            for readable, writable, cookie in chains:
+                now = held[free[-1]] if free else None
+                if now is None or now[0] is not readable or now[1] is not writable or type(free) is not list:
+                    self.add(readable, writable, cookie)
+                    laid = self._laid
+                    continue
+                chain = now[3]
+                count = len(chain)
+                # From here to the end nothing is called: no signal finds it half done.
+                if count:
+                    head = chain[0]
+                    del free[-count:]
+                    out[head] = (cookie, now[2], chain, laid)
+                else:  # its table has it, and the head names that: as _name_table
+                    head = free[-1]
+                    del free[-1]
+                    desc[2 * head] = tables[head]
+                    desc[2 * head + 1] = now[4]
+                    out[head] = (cookie, now[2], None, laid)
+                avail[_RING + (laid & mask)] = head
+                self._laid = laid = laid + 1
+        finally:
+            del chains[: self._laid - before]
+
     def _take(self) -> int:
         """Return a free descriptor; there must be one."""
         free = self._free
@@ -210,7 +250,7 @@ class SplitQueue(VirtqueueBase):
         for number in chain:
             self._held[number] = None
         if type(readable) is tuple and type(writable) is tuple and not self._in_order:
-            self._held[chain[0]] = (readable, writable, room, chain)
+            self._held[chain[0]] = (readable, writable, room, chain, 0)
             self._direct = True
 
     def _name_table(self, head: int, count: int) -> None:

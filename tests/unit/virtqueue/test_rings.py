@@ -324,20 +324,51 @@ def test_the_device_sees_each_chain_also_where_the_ring_knows_it_already(kind: d
     ]
     pool += [(list(pool[0][0]), list(pool[0][1])), (pool[0][0], pool[6][1][:2]), pool[7], pool[7]]
     rig, out = Rig(64 if kind["format"] == "split" else 60, **kind), []
+    number = 0
     for _ in range(700):
         if not out or rng.random() < 0.55:
-            readable, writable = pool[rng.randrange(3)] if rng.random() < 0.6 else rng.choice(pool)
-            if len(readable) + len(writable) <= rig.queue.free:
-                rig.queue.add(readable, writable, object())
-                rig.queue.publish()
-                (chain,) = rig.device.pop_all()
+            shape = rng.randrange(3)
+            some = [pool[shape] if rng.random() < 0.6 else rng.choice(pool) for _ in range(rng.choice((1, 1, 4)))]
+            while sum(len(readable) + len(writable) for readable, writable in some) > rig.queue.free:
+                some.pop()
+            cookies = range(number, number := number + len(some))
+            if len(some) == 1:
+                rig.queue.add(*some[0], cookies[0])
+            else:
+                left = [(*chain, cookie) for chain, cookie in zip(some, cookies, strict=True)]
+                rig.queue.add_all(left)
+                assert not left
+            rig.queue.publish()
+            chains = rig.device.pop_all()
+            for chain, (readable, writable) in zip(chains, some, strict=True):
                 assert [(one.address, one.length) for one in chain.elements] == [*readable, *writable]
                 assert [one.writable for one in chain.elements] == [False] * len(readable) + [True] * len(writable)
-                out.append(chain)
+            out += zip(chains, cookies, strict=True)
         else:
             place = 0 if kind.get("in_order") else -1 if rng.random() < 0.8 else rng.randrange(len(out))
-            rig.device.push(out.pop(place), 0)
-            rig.queue.reap()
+            chain, cookie = out.pop(place)
+            rig.device.push(chain, min(chain.room, 7))
+            assert rig.queue.reap() == [(cookie, min(chain.room, 7))]
+
+
+@every_kind
+def test_of_several_chains_those_that_were_added_are_not_left(kind: dict[str, Any]):
+    rig = Rig(8, **kind)
+    entry = ((A, 4),), ((A + 64, 4),)
+    for _ in range(2):  # the second time the ring knows them
+        room = rig.queue.free // rig.queue.needs(2)
+        chains = [(*entry, number) for number in range(9)]
+        with pytest.raises(QueueFull):
+            rig.queue.add_all(chains)
+        assert [cookie for *_, cookie in chains] == list(range(room, 9))
+        rig.queue.publish()
+        for chain in rig.device.pop_all():
+            rig.device.push(chain, 4)
+        assert [cookie for cookie, _ in rig.queue.reap()] == list(range(room))
+    rig.queue.abandon()
+    with pytest.raises(DeviceBroken):
+        rig.queue.add_all(chains)
+    assert [cookie for *_, cookie in chains] == list(range(room, 9))
 
 
 @pytest.mark.fault(30)

@@ -333,8 +333,19 @@ class Blk(Disk):
             DeviceTimeout: No request completed in time to free a slot.
             ProtocolError: A request that completed meanwhile has an invalid status.
         """
-        requests, room = self._requests, sectors * SECTOR_SIZE
-        with self._session:
+        requests, session, room = self._requests, self._session, sectors * SECTOR_SIZE
+        if not kick and queue is None and session.made_here[0]:
+            with session.lock:
+                if (
+                    0 <= sector <= self._config.capacity - sectors
+                    and 0 < room <= requests.request_size
+                    and self._counters.config_changes == self._config_seen
+                    and session.works()
+                ):
+                    request = requests.read_later(sector, sectors, room)
+                    if request is not None:
+                        return request
+        with session:
             if sector < 0 or not 0 < room <= requests.request_size or sector + sectors > self.known_capacity:
                 self.check_range(sector, sectors)
                 self._one_request(sectors)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from uvirtio.drivers.blk.disk import Disk
-from uvirtio.drivers.blk.request import Request, RequestQueue, Slot
+from uvirtio.drivers.blk.request import NO_STATUS, Request, RequestQueue, Slot, write_header
 from uvirtio.drivers.requests import BaseRequestQueues
 from uvirtio.errors import ProtocolError, QueueFull, UvirtioError
 from uvirtio.spec import blk as spec
@@ -14,6 +14,9 @@ from uvirtio.spec.blk import Status
 from uvirtio.virtqueue import Completion
 
 _OK = Status.OK
+_STATUS_SIZE = spec.STATUS_SIZE
+_IN = spec.Request.IN
+_new = object.__new__
 
 
 TOGETHER = 8
@@ -36,12 +39,15 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
         """
         self._disk, device, config = disk, disk.device, disk.config
+        self._session = disk.session()
         made = []
         for _, queue in sorted(device.queues.items()):
             requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), request_size)
             requestq.stock(config.size_max, config.seg_max)
             made.append(requestq)
         super().__init__(disk, made)
+        self._quick = made[0] if len(made) == 1 and made[0].roomy else None
+        """The queue whose ring always has a place for a request that has a slot, where there is but this one."""
         self._request = Request(self, spec.Request.IN, 0, 0, self._first.index)
         """Of the calls that are alone: when such a one begins, no slot has it."""
 
@@ -92,20 +98,76 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         try:
             slot.prepare(kind, sector, data, room)
             slot.request = request = Request(self, kind, sector, sectors, live.index)
+            if requestq.laid:
+                requestq.lay()
             try:
-                live.add(*slot.chain, slot)  # of the queue: a record watches it
+                live.add(*slot.entry)  # of the queue: a record watches it
             except QueueFull:
-                self._add(requestq, *slot.chain, slot, timeout)
+                self._add(requestq, *slot.entry, timeout)
         except BaseException:
             requestq.free.append(slot)
             raise
         if kick:
             live.kick()
         else:
-            requestq.quiet = (requestq.quiet + 1) % TOGETHER
-            if not requestq.quiet:
-                live.show_added()
+            requestq.quiet += 1
+            if requestq.quiet >= TOGETHER:
+                self._show(requestq)
         return request
+
+    def read_later(self, sector: int, sectors: int, room: int) -> Request | None:
+        """Submit a read without a kick, where that needs no wait: in a step, for callers of many.
+
+        It is put into the ring together with others, and shown to the device with every ``TOGETHER``-th of them.
+        It needs the session's lock alone: only at those can it fail.
+
+        Args:
+            sector: Its first sector.
+            sectors: How many sectors it covers, at least one.
+            room: The same in bytes, at most ``request_size``.
+
+        Returns:
+            The request; None where it takes more than a step, and ``submit`` has to do it.
+
+        Raises:
+            DeviceBroken, OperationFailed: As of ``Queue.show_added``; it is submitted all the same.
+        """
+        requestq = self._quick
+        if requestq is None or self._silent or not requestq.free:
+            return None
+        free, laid = requestq.free, requestq.laid
+        slot = free[-1]
+        if slot.room != room:
+            slot.shape(0, room)
+        # What ``Slot.prepare`` and ``Request`` do, without their calls.
+        write_header(requestq.control_view, slot.header_at, _IN, 0, sector, NO_STATUS)
+        slot.clear(requestq.data_view, slot.data_at)
+        slot.request = request = _new(Request)
+        request._waits, request._data, request.queue = self, b"", requestq.index
+        request.type, request.sector, request.sectors = _IN, sector, sectors
+        request.done, request.error = False, None
+        # In one statement, and without a call between: a signal comes before both or after both.
+        laid[len(laid) :], free[-1:] = (slot.entry,), ()
+        requestq.quiet = quiet = requestq.quiet + 1
+        if quiet >= TOGETHER:
+            with self._session:
+                self._show(requestq)
+        return request
+
+    def _show(self, requestq: RequestQueue) -> None:
+        requestq.quiet = 0
+        if requestq.laid:
+            requestq.lay()
+        requestq.queue.show_added()
+
+    def _lay(self, requestq: RequestQueue) -> None:
+        if requestq.laid:
+            requestq.lay()
+
+    def remove(self, requestq: RequestQueue) -> None:
+        """Stop using a queue for single requests, because a burst takes it."""
+        super().remove(requestq)
+        self._quick = self._free[0] if len(self._free) == 1 and self._free[0].roomy else None
 
     def call(
         self,
@@ -180,7 +242,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 slot = requestq.free.pop()
                 slot.prepare(kind, sector, data, room)
                 slot.request = request
-                live.add(*slot.chain, slot)  # of the queue: a record watches it
+                live.add(*slot.entry)  # of the queue: a record watches it
             except BaseException:
                 if slot is not None:
                     requestq.free.append(slot)
@@ -240,7 +302,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         return [request.result() for request in requests]
 
     def _finish(self, requestq: RequestQueue, done: Sequence[Completion]) -> UvirtioError | None:
-        control, data, free, disk = requestq.control.view, requestq.data.view, requestq.free, self._disk
+        control, data, free, disk = requestq.control_view, requestq.data_view, requestq.free, self._disk
         invalid: UvirtioError | None = None
         good = 0
         for slot, written in done:
@@ -250,10 +312,11 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             if answer == _OK:
                 good += 1
                 # The status byte decides. Used lengths of old devices are wrong (5.2.6.3): they are only counted.
-                if written != slot.room + spec.STATUS_SIZE:
+                room = slot.room
+                if written != room + _STATUS_SIZE:
                     disk.findings["the used length is not what was to be written"] += 1
-                if slot.room:
-                    request._data = data[slot.span].tobytes()
+                if room:
+                    (request._data,) = slot.copy(data, slot.data_at)
             else:
                 request.error = error = disk.refusal(request.type, request.sector, request.sectors, answer)
                 if isinstance(error, ProtocolError):

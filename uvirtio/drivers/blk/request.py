@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from uvirtio.device import Queue
@@ -13,7 +13,8 @@ from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import blk as spec
 from uvirtio.virtqueue import SgEntry
 
-_write_header = struct.Struct("<IIQ").pack_into
+write_header = struct.Struct("<IIQB").pack_into
+"""Writes a header, and the status behind it."""
 _CONTROL = 32  # bytes of each slot: the header, and the status apart from it
 _STATUS_AT = spec.HEADER_SIZE
 _NO_LIMIT = 0xFFFF_FFFF
@@ -21,7 +22,10 @@ NO_STATUS = 0xFF
 """Preset of the status byte before the device writes it; not a status of 5.2.6."""
 
 
-Chain = tuple[tuple[SgEntry, ...], tuple[SgEntry, ...]]
+Entry = tuple[tuple[SgEntry, ...], tuple[SgEntry, ...], "Slot"]
+"""What a queue adds: the readable and the writable elements of a chain, and its cookie."""
+Room = tuple[Callable[[memoryview, int], None], Callable[[memoryview, int], tuple[bytes]]]
+"""What clears a number of bytes at an offset, and what copies them out, each in one call."""
 
 
 class Waits(Protocol):
@@ -96,18 +100,18 @@ class Slot:
     __slots__ = (
         "_control",
         "_data",
-        "_data_at",
         "_header",
-        "_header_at",
         "_lengths",
         "_runs",
         "_status",
-        "_zeroes",
-        "chain",
+        "clear",
+        "copy",
+        "data_at",
+        "entry",
+        "header_at",
         "request",
         "requestq",
         "room",
-        "span",
         "status_at",
     )
 
@@ -124,19 +128,18 @@ class Slot:
         self.request: Request | None = None
         self.room = 0
         """Bytes of data that the device may write."""
-        self._control, self._data = requestq.control.view, requestq.data.view
-        self._header_at, self._data_at = number * _CONTROL, number * size
-        self.status_at = self._header_at + _STATUS_AT
+        self._control, self._data = requestq.control_view, requestq.data_view
+        self.header_at, self.data_at = number * _CONTROL, number * size
+        self.status_at = self.header_at + _STATUS_AT
         """Where the status byte is in the memory of the queue."""
         # 32 divides a page, so neither of these crosses one. Each is an element of its own (5.2.6.4).
-        (self._header,) = requestq.control.segments(self._header_at, spec.HEADER_SIZE)
+        (self._header,) = requestq.control.segments(self.header_at, spec.HEADER_SIZE)
         (self._status,) = requestq.control.segments(self.status_at, spec.STATUS_SIZE)
-        self._runs = clipped(requestq.data.segments(self._data_at, size), size, size_max)
+        self._runs = clipped(requestq.data.segments(self.data_at, size), size, size_max)
         self._lengths = (0, 0)
-        self._zeroes = b""  # as many as ``room``
-        self.span = slice(self._data_at, self._data_at)
-        """Where the data is in the memory of the queue."""
-        self.chain: Chain = ((self._header,), (self._status,))
+        self.clear, self.copy = requestq.room(0)
+        """Clears the room; and copies it: both of the queue's memory, from ``data_at`` on."""
+        self.entry: Entry = ((self._header,), (self._status,), self)
         """Readable and writable elements of the request; the same objects for one of the same lengths."""
 
     def prepare(self, kind: int, sector: int, data: bytes | memoryview, room: int) -> None:
@@ -152,23 +155,26 @@ class Slot:
         """
         length = len(data)
         if self._lengths != (length, room):
-            self._shape(length, room)
-        control = self._control
-        _write_header(control, self._header_at, kind, 0, sector)
-        control[self.status_at] = NO_STATUS
+            self.shape(length, room)
+        write_header(self._control, self.header_at, kind, 0, sector, NO_STATUS)
         if room:
-            self._data[self.span] = self._zeroes
+            self.clear(self._data, self.data_at)
         elif length:
-            self._data[self.span] = data
+            self._data[self.data_at : self.data_at + length] = data
 
-    def _shape(self, length: int, room: int) -> None:
+    def shape(self, length: int, room: int) -> None:
         """Make the chain of requests with as much data."""
         part = first(self._runs, length or room)
         readable, writable = (part, []) if length else ([], part)
-        self.chain = ((self._header, *readable), (*writable, self._status))
-        self.span = slice(self._data_at, self._data_at + (length or room))
-        self.room, self._zeroes = room, self.requestq.zeroes(room)
-        self._lengths = length, room
+        entry: Entry = (self._header, *readable), (*writable, self._status), self
+        clear, copy = self.requestq.room(room)
+        # In one statement, without a call: an interrupted one leaves no shape that is half of another's.
+        self.entry, self.clear, self.copy, self._lengths, self.room = entry, clear, copy, (length, room), room
+
+    @property
+    def most(self) -> int:
+        """Elements of its longest chain."""
+        return 2 + len(self._runs)
 
     def fits(self, pieces_max: int) -> int:
         """Return the bytes of whole sectors that ``pieces_max`` elements can carry."""
@@ -196,6 +202,8 @@ class RequestQueue:
         """Bytes of data of one request, at most."""
         self.control: Block = dma.alloc(depth * _CONTROL)
         self.data: Block = dma.alloc(depth * size)
+        self.control_view, self.data_view = self.control.view, self.data.view
+        self.index = queue.index
         self.size_max = _NO_LIMIT
         """Bytes of one element of data, at most."""
         self.pieces_max = queue.ring.size - 2  # beside header and status
@@ -203,13 +211,17 @@ class RequestQueue:
         self.free: list[Slot] = []
         self.quiet = 0
         """Requests that were submitted without a kick, modulo ``queues.TOGETHER``."""
-        self._zeroes = b""
+        self._room = 0, _room_of(0)
+        self.laid: list[Entry] = []
+        """Chains of requests that were submitted, and are not in the ring yet: many are put there at a time."""
+        self.roomy = False
+        """Whether the ring has a place for the requests of all slots, whatever their size."""
 
-    def zeroes(self, length: int) -> bytes:
-        """Return so many zeroes; the same ones for slots that ask for the same length."""
-        if length != len(self._zeroes):
-            self._zeroes = bytes(length)
-        return self._zeroes
+    def room(self, length: int) -> Room:
+        """Return what clears and copies so many bytes; the same for slots that ask for the same length."""
+        if length != self._room[0]:
+            self._room = length, _room_of(length)
+        return self._room[1]
 
     def stock(self, size_max: int | None, seg_max: int | None) -> None:
         """Make the slots, each with as much data as the device's limits (5.2.4) allow.
@@ -234,6 +246,12 @@ class RequestQueue:
                 remedy="the device is at fault: size_max and seg_max are too small (5.2.4)",
             )
         self.free = made[::-1]
+        ring = self.queue.ring
+        self.roomy = self.depth * max(ring.needs(slot.most) for slot in made) <= ring.size
+
+    def lay(self) -> None:
+        """Put what is laid into the ring; the device does not see it before it is shown."""
+        self.queue.add_all(self.laid)
 
     @property
     def out(self) -> int:
@@ -253,3 +271,7 @@ def clipped(runs: Sequence[SgEntry], length: int, size_max: int) -> list[SgEntry
     for address, size in first(runs, length):
         made += [(address + at, min(size_max, size - at)) for at in range(0, size, size_max)]
     return made
+
+
+def _room_of(length: int) -> Room:
+    return struct.Struct(f"{length}x").pack_into, struct.Struct(f"{length}s").unpack_from
