@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from importlib import import_module
@@ -15,7 +16,7 @@ from tests.vm import plain_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 
-from lab import cli_test
+from lab import cli_test, machines
 from lab.floors import Runner
 
 VM = Path(plain_run.__file__).parent
@@ -26,6 +27,47 @@ def test_every_pattern_is_some_tests(name, patterns):
     tests = [one for one in vars(import_module(f"tests.vm.{name}")) if one.startswith("test_")]
     for pattern in patterns:
         assert plain_run.matching(pattern.partition(r"\[")[0], tests), pattern
+
+
+def cells_of(machine: str, body: str) -> set[str]:
+    """The ids of the cells that a body has on a machine."""
+    (entry,) = [one for one in machines.load() if one.name == machine]
+    devices = set(re.findall(r"\bid=([\w-]+)", " ".join(entry.devices)))
+    found = set()
+    for file in entry.files:
+        marks = getattr(vars(import_module(f"tests.vm.{file.stem}")).get(body), "pytestmark", [])
+        for mark in marks:
+            if mark.name == "parametrize" and mark.args[0] == "cell":
+                found |= {one.id for one in mark.args[1] if one.values[0][0] in devices}
+    return found
+
+
+@pytest.mark.parametrize("machine", plain_run.CELLS)
+def test_cells_that_are_left_are_some_and_each_cell_runs(machine):
+    table, every = plain_run.CELLS[machine], set()
+    for body, kept in table.items():
+        there = cells_of(machine, body)
+        every |= there
+        assert there, f"no body {body} on the machine {machine}"
+        for one in kept:
+            assert any(one == cell or one.endswith(f"-{cell}") for cell in there), (body, one)
+        assert len(kept) < len(there) or "following" in body, body
+    ran = {one.removeprefix("sub-blocks-").removeprefix("big-blocks-") for kept in table.values() for one in kept}
+    assert ran == every
+
+
+def test_a_body_runs_on_its_cells_in_a_plain_run_and_on_all_otherwise(monkeypatch):
+    def left_out(cell: str, machine: str, whole: str) -> str:
+        monkeypatch.setenv("UVIRTIO_LAB_MACHINE", machine)
+        monkeypatch.setenv("UVIRTIO_LAB_WHOLE", whole)
+        name = f"test_rng_two_reads_differ[{cell}]"
+        return plain_run.left_out(SimpleNamespace(path=VM / "test_drivers.py", name=name))
+
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release="6.12.1-amd64"))
+    assert left_out("rng-intx-intx", "vfio", "0") == plain_run.CELL
+    assert not left_out("rng-msix-per-queue", "vfio", "0")
+    assert not left_out("rng-intx-intx", "vfio", "1")
+    assert not left_out("rng-legacy-msix-per-queue", "legacy", "0"), "another machine, with its own cells"
 
 
 def test_the_older_kernel_leaves_out_what_the_table_does_not_name(monkeypatch):
