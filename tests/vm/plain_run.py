@@ -7,14 +7,14 @@ pagemap, /dev/mem. What a driver makes of its device's queues is the same code b
 floor 2 has it on every machine of QEMU's. tools/test with a PATH, --kernel or --machine runs everything on
 both, as --all does.
 
-machines.toml says which machines the older kernel does not boot at all (more_kernels): of uio_pci_generic the older
-kernel drives a device with huge pages on the machine vfio, and of /dev/mem it has nothing that the newer has not.
+machines.toml says which machines the older kernel does not boot at all (more_kernels): of uio_pci_generic the
+older kernel drives a device with huge pages on the machine vfio, and of /dev/mem the newer has all that it has.
 
-A body of tests/bodies runs on several cells of a machine, which differ in their interrupts and in the addresses that
-the device is told. What shows one of these runs on all cells, in every run: interrupts of that kind arrive, the rings
-are where we put them, a device that is left is reset. What a driver makes of its queues is the same code on each
-cell; in a plain run each such body has one or two of them, dealt out so that every cell runs several bodies of its
-device (CELLS). Floor 2 has all of these bodies on every cell of its own.
+A body of tests/bodies runs on several cells of a machine, which differ in their interrupts and in the addresses
+that the device is told. What shows one of these runs on all cells, in every run: interrupts of that kind arrive,
+the rings are where we put them, a device that is left is reset. What a driver makes of its queues is the same
+code on each cell; in a plain run each such body has one or two of them, dealt out so that every cell runs some
+(CELLS). Floor 2 has these bodies on cells of its own.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ OLDER: dict[str, tuple[str, ...]] = {
         r"test_blk_what_is_written_is_on_the_disk",
         r"test_keyboard_keys_arrive_in_order",
     ),
-    "test_balloon": (
-        r"test_balloon_reports_reported_memory_is_taken",
-    ),
+    "test_balloon": (r"test_balloon_reports_reported_memory_is_taken",),
     "test_mem": (
         *_OF_ANY_DEVICE,
         r"test_mem_plug_unplug_and_state\[mem-(intx|iova)",
