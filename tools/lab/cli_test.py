@@ -160,7 +160,12 @@ def main(arguments: list[str]) -> int:
     if "qemu" in floors:
         expired = options.accept_expired
         steps += _qemu_floor(
-            runner, floors["qemu"], options.qemu_version or "", brief=options.quick, accept_expired=expired
+            runner,
+            floors["qemu"],
+            options.qemu_version or "",
+            brief=options.quick,
+            plain=not (options.quick or options.all or options.paths or options.spec or options.qemu_version),
+            accept_expired=expired,
         )
         if floors["qemu"] == _whole("qemu") and interpreter is None and not options.quick:
             steps += _benches(runner)
@@ -381,11 +386,18 @@ def _unit_parts(runner: Runner, *, brief: bool = False) -> Iterator[tuple[str, S
 
 
 def _qemu_floor(
-    runner: Runner, chosen: list[Chosen], version: str = "", *, brief: bool = False, accept_expired: bool = False
+    runner: Runner,
+    chosen: list[Chosen],
+    version: str = "",
+    *,
+    brief: bool = False,
+    plain: bool = False,
+    accept_expired: bool = False,
 ) -> Iterator[tuple[str, Step]]:
     """The floor on QEMU's device models.
 
-    ``version``: with this QEMU instead of the machine's own. ``brief``: what --quick runs of it.
+    ``version``: with this QEMU instead of the machine's own. ``brief``: what --quick runs of it. ``plain``:
+    without what tests/qemu/plain_run.py leaves to --all.
     """
     name = f"qemu {version}".rstrip()
     try:
@@ -397,7 +409,8 @@ def _qemu_floor(
         yield name, _failing(name, _unless_usage(error))
         return
     arguments = [*(quick.options("qemu") if brief else []), *map(str, chosen)]
-    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
+    env = {"UVIRTIO_LAB_WHOLE": "0"} if plain else None
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends, env=env)
 
 
 def _battery(runner: Runner, version: str, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.qemu import plain_run as on_qemu
 from tests.vm import plain_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
@@ -20,6 +21,7 @@ from lab import cli_test, machines
 from lab.floors import Runner
 
 VM = Path(plain_run.__file__).parent
+QEMU = Path(on_qemu.__file__).parent
 
 
 @pytest.mark.parametrize(("name", "patterns"), [*plain_run.OLDER.items(), *plain_run.LEFT_OUT.items()])
@@ -85,6 +87,31 @@ def test_the_older_kernel_leaves_out_what_the_table_does_not_name(monkeypatch):
     long = "test_twenty_cycles_leave_sysfs_as_it_was"
     assert left_out("test_commands", long, "6.12.1-amd64", "0") == plain_run.LONG
     assert not left_out("test_commands", long, "6.12.1-amd64", "1")
+
+
+def test_on_pc_a_body_runs_where_q35_does_not_have_it(monkeypatch):
+    def left_out(*names: str) -> list[str]:
+        items = [SimpleNamespace(path=QEMU / "test_drivers.py", name=name) for name in names]
+        return [one.name for one in on_qemu.left_out(items)]
+
+    both, twin = "test_rng_two_reads_differ[pc-rng-pci-intx]", "test_rng_two_reads_differ[q35-rng-pci-intx]"
+    nested = ("test_mem_following_the_host[sub-blocks-pc-mem-pci-intx]",)
+    nested += ("test_mem_following_the_host[sub-blocks-q35-mem-pci-intx]",)
+    shown = [name.replace("two_reads_differ", "completions_come_by_interrupt") for name in (both, twin)]
+    monkeypatch.setenv("UVIRTIO_LAB_WHOLE", "0")
+    assert left_out(both, twin) == [both]
+    assert left_out(*nested) == [nested[0]]
+    assert left_out(both) == [], "q35 does not have it"
+    assert left_out(both, twin.replace("intx", "polling")) == [], "not with these interrupts"
+    assert left_out(*shown) == [], "it shows what differs"
+    for whole in ("1", ""):
+        monkeypatch.setenv("UVIRTIO_LAB_WHOLE", whole)
+        assert left_out(both, twin) == []
+
+
+def test_the_bodies_that_run_on_both_machines_are_there():
+    names = {name for file in ("test_drivers", "test_mem") for name in vars(import_module(f"tests.qemu.{file}"))}
+    assert set(on_qemu.ON_BOTH) <= names
 
 
 def test_the_verdict_says_how_many(tmp_path, capsys):
