@@ -52,12 +52,8 @@ X86_64 = Arch(
     flavours=("",),
     kernel="6.1",
     machine="q35",
-    # No other model: without RDRAND the first Python waits seconds for entropy. But without the features that are
-    # for the speed of real CPUs, and slow to emulate: QEMU copies and clears by "rep movsb" and "rep stosb" a byte
-    # at a time, which a kernel that is told so does with each new page; and a walk of five levels of page tables
-    # takes longer than one of four. Without them, clearing memory takes a third of the time, and all else 10 to
-    # 15 % less.
-    cpu="max,erms=off,fsrm=off,la57=off",
+    # No other model: without RDRAND the first Python waits seconds for entropy.
+    cpu="max",
     iommus=("intel", "none"),
     console="/dev/ttyS0",
     witness="/dev/ttyS1",
