@@ -13,6 +13,7 @@ import pytest
 
 from tests.cells import cells_are_noted  # noqa: F401  # a fixture, found by its name here
 from tests.left_open import closed_at_the_end, failed, pytest_runtest_makereport  # noqa: F401  # a hook
+from tests.qemu import plain_run
 from uvirtio.device import Device
 from uvirtio.qemu import Machine
 
@@ -27,12 +28,14 @@ def qemu_version() -> tuple[int, ...]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked for a newer QEMU than this one."""
+    """Leave out what is marked for a newer QEMU than this one, and what a plain run does without."""
     marked = {item: mark for item in items if (mark := item.get_closest_marker("qemu_since")) is not None}
     gone = [item for item, mark in marked.items() if mark.args > qemu_version()]
     if gone:
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
+    for item in plain_run.left_out(items):
+        item.add_marker(pytest.mark.skip(reason=plain_run.REASON))
 
 
 @pytest.fixture(autouse=True)

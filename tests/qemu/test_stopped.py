@@ -211,7 +211,7 @@ def _held() -> tuple[int, int]:
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
 def test_closing_it_leaves_nothing_and_hides_no_error(address: str, how: signal.Signals) -> None:
     before = _held()
-    for _ in range(2):
+    for _ in range(1 if how is signal.SIGSTOP else 2):  # one that is stopped takes the time-out of two sockets
         with pytest.raises(ZeroDivisionError), uvirtio.open(address, timeout=2) as device:
             rng = uvirtio.Rng(device)
             rng.read(8)

@@ -7,7 +7,14 @@ pagemap, /dev/mem. What a driver makes of its device's queues is the same code b
 floor 2 has it on every machine of QEMU's. tools/test with a PATH, --kernel or --machine runs everything on
 both, as --all does.
 
-machines.toml says which machines the older kernel does not boot at all (more_kernels).
+machines.toml says which machines the older kernel does not boot at all (more_kernels): of uio_pci_generic the
+older kernel drives a device with huge pages on the machine vfio, and of /dev/mem the newer has all that it has.
+
+A body of tests/bodies runs on several cells of a machine, which differ in their interrupts and in the addresses
+that the device is told. What shows one of these runs on all cells, in every run: interrupts of that kind arrive,
+the rings are where we put them, a device that is left is reset. What a driver makes of its queues is the same
+code on each cell; in a plain run each such body has one or two of them, dealt out so that every cell runs some
+(CELLS). Floor 2 has these bodies on cells of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +27,7 @@ import pytest
 
 REASON = "left to tools/test --all: the newer kernel has it"
 LONG = "left to tools/test --all: it takes long"
+CELL = "left to tools/test --all: another cell of this machine has it"
 
 _OF_ANY_DEVICE = (
     r"test_any_device_the_interrupt_mode_is_the_one_asked_for",  # the kernel's ladder of interrupts
@@ -36,10 +44,7 @@ OLDER: dict[str, tuple[str, ...]] = {
         r"test_blk_what_is_written_is_on_the_disk",
         r"test_keyboard_keys_arrive_in_order",
     ),
-    "test_balloon": (
-        r"test_balloon_reports_reported_memory_is_taken",
-        r"test_an_ordinary_user_may_not_know_frames",  # what pagemap shows without a capability
-    ),
+    "test_balloon": (r"test_balloon_reports_reported_memory_is_taken",),
     "test_mem": (
         *_OF_ANY_DEVICE,
         r"test_mem_plug_unplug_and_state\[mem-(intx|iova)",
@@ -65,7 +70,6 @@ OLDER: dict[str, tuple[str, ...]] = {
     "test_commands": (
         # Binding: the kernel's own drivers let go, and work again.
         r"test_the_kernels_drivers_work_again",
-        r"test_a_bound_device_can_be_diagnosed",
         r"test_a_killed_process_loses_nothing",
         r"test_an_owner_can_drive_what_the_iommu_holds",
         # What is in use is found by what the kernel shows of mounts and routes.
@@ -96,19 +100,83 @@ OLDER: dict[str, tuple[str, ...]] = {
 """Of these files the older kernel runs only these tests, by what their names begin with; all of the others."""
 
 LEFT_OUT: dict[str, tuple[str, ...]] = {
-    # One cycle of binding and giving back, and what sysfs says then, is in tests of their own.
-    "test_commands": (r"test_twenty_cycles_leave_sysfs_as_it_was",),
+    "test_commands": (
+        # One cycle of binding and giving back, and what sysfs says then, is in tests of their own.
+        r"test_twenty_cycles_leave_sysfs_as_it_was",
+        # Each signal once, and each place.
+        r"test_a_signal_leaves_in_order\[(inflating-SIGINT|inflating-SIGHUP|holding-SIGTERM)",
+    ),
     # The machine vfio has it with its balloon.
     "test_balloon": (
         r"test_an_ordinary_user_may_not_know_frames_and_so_inflates_nothing\[balloon-iova",
         r"test_a_balloon_that_follows_has_given_up_its_rights",  # tests of input and mem look at rights, too
     ),
     "test_faults": (r"test_a_driver_that_is_frozen_goes_on_where_it_was",),
-    "test_uio": (r"test_neither_driver_nor_guardian_has_any_right_left",),
+    "test_uio": (
+        r"test_neither_driver_nor_guardian_has_any_right_left",
+        r"test_kills_at_any_moment",  # one kill while it inflates, and the order then, is a test of its own
+    ),
     "test_watch": (r"test_after_wait_udev_has_applied_its_rules",),  # what --wait waits for is in the units
     "test_mem_online": (r"test_one_run_finds_what_another_brought_online",),  # the others begin with a run's own
 }
 """What neither kernel runs."""
+
+_IOVA, _BYPASS, _PACKED = "rng-iova-msix-per-queue", "rng-msix-per-queue", "rng-packed-msix-per-queue"
+_ONE_VECTOR, _LINE, _POLLED = "rng-shared-msix-shared", "rng-intx-intx", "rng-iova-polling"
+_KEYS, _KEYS_LINE, _KEYS_POLLED = "keyboard-msix-per-queue", "keyboard-intx", "keyboard-polling"
+_BALLOON, _BALLOON_POLLED = "balloon-intx", "balloon-polling"
+_DISK, _DISK_IOVA = "disk-msix-per-queue", "disk-iova-msix-shared"
+_MEM, _MEM_IOVA, _MEM_POLLED = "mem-intx", "mem-iova-intx", "mem-polling"
+
+CELLS: dict[str, dict[str, tuple[str, ...]]] = {
+    "vfio": {
+        "test_any_device_the_device_sees_what_we_negotiated": (_IOVA, _BYPASS, _DISK),
+        "test_any_device_packed_rings_and_in_order_are_taken_where_they_are_offered": (_PACKED, _DISK),
+        "test_any_device_a_driver_can_be_started_again_on_the_same_device": (_BALLOON_POLLED, _KEYS_LINE),
+        "test_any_device_closing_twice_is_once": (_ONE_VECTOR,),
+        "test_rng_the_device_follows_our_indices": (_PACKED, _LINE),
+        "test_rng_the_queue_can_be_reset_by_itself": (_IOVA, _PACKED),
+        "test_rng_as_many_bytes_as_asked_for": (_POLLED, _ONE_VECTOR),
+        "test_rng_two_reads_differ": (_BYPASS,),
+        "test_rng_a_negative_count_is_refused_and_nothing_breaks": (_LINE,),
+        "test_keyboard_keys_arrive_in_order": (_KEYS, _KEYS_POLLED),
+        "test_keyboard_it_says_what_it_is": (_KEYS_LINE,),
+        "test_keyboard_what_happens_at_once_is_one_frame": (_KEYS_POLLED,),
+        "test_keyboard_the_device_takes_more_leds_than_its_queue_holds": (_KEYS_LINE,),
+        "test_keyboard_the_event_queue_stays_stocked": (_KEYS_LINE,),
+        "test_keyboard_nothing_pressed_is_no_error": (_KEYS,),
+        "test_balloon_the_target_is_followed_both_ways": (_BALLOON,),
+        "test_balloon_a_change_while_following_wakes_it": (_BALLOON_POLLED,),
+        "test_balloon_leaving_gives_everything_back": (_BALLOON_POLLED,),
+        "test_balloon_the_limit_is_kept": (_BALLOON,),
+        "test_balloon_more_than_is_there_cannot_be_deflated": (_BALLOON_POLLED,),
+        "test_balloon_pages_that_do_not_fill_a_buffer": (_BALLOON,),
+        "test_balloon_the_inflate_queue_carries_one_buffer_for_256_pages": (_BALLOON_POLLED,),
+        "test_blk_it_says_who_it_is": (_DISK_IOVA,),
+        "test_blk_bursts": (_DISK,),
+        "test_blk_many_at_once": (_DISK_IOVA,),
+        "test_blk_leaving_waits_for_what_is_out": (_DISK_IOVA,),
+        "test_blk_the_host_counts_the_flushes": (_DISK_IOVA,),
+        "test_blk_the_host_makes_it_larger": (_DISK,),
+        "test_blk_zeroes_and_discards": (_DISK,),
+        "test_blk_nothing_is_written_without_consent": (_DISK,),
+    },
+    "mem": {
+        "test_any_device_the_device_sees_what_we_negotiated": (_MEM, _MEM_IOVA),
+        "test_any_device_packed_rings_and_in_order_are_taken_where_they_are_offered": (_MEM,),
+        "test_any_device_a_driver_can_be_started_again_on_the_same_device": (_MEM_POLLED,),
+        "test_any_device_closing_twice_is_once": (_MEM,),
+        "test_mem_the_configuration_is_what_qemu_says": (_MEM_IOVA,),
+        "test_mem_following_the_host": (f"sub-blocks-{_MEM_IOVA}", f"big-blocks-{_MEM_POLLED}"),
+        "test_mem_the_host_is_told_by_an_event": (_MEM_IOVA, _MEM_POLLED),
+        "test_mem_patterns_stay_while_others_are_unplugged": (_MEM, _MEM_IOVA),
+        "test_mem_plugged_memory_outlives_the_driver_and_a_reset": (_MEM,),
+        "test_mem_random_requests_against_a_model": (_MEM_IOVA,),
+        "test_mem_hand_outs_and_the_host_wanting_them_back": (_MEM_POLLED,),
+        "test_mem_leftovers_go_on_demand": (_MEM,),
+    },
+}
+"""Of the bodies on a machine, by their names, those that run on some of its cells only, and on which."""
 
 
 def left_out(item: pytest.Item) -> str:
@@ -117,6 +185,10 @@ def left_out(item: pytest.Item) -> str:
         return ""
     if any(matching(pattern, [item.name]) for pattern in LEFT_OUT.get(item.path.stem, ())):
         return LONG
+    body, _, cell = item.name.removesuffix("]").partition("[")
+    kept = CELLS.get(os.environ.get("UVIRTIO_LAB_MACHINE", ""), {}).get(body)
+    if kept is not None and cell not in kept:
+        return CELL
     patterns = OLDER.get(item.path.stem) if os.uname().release.startswith("6.1.") else None
     left = patterns is not None and not any(matching(pattern, [item.name]) for pattern in patterns)
     return REASON if left else ""

@@ -14,6 +14,7 @@ import pytest
 
 import uvirtio
 from tests.vm import vduse
+from tests.vm.commands import PATIENCE, commands
 from tests.vm.conforming import conforms
 from tests.vm.vduse import Disk
 from uvirtio.backends.vhost_vdpa import VhostVdpaNode, uapi
@@ -214,12 +215,18 @@ USER = ["setpriv", "--reuid", "1234", "--regid", "1234", "--clear-groups", "--"]
 
 
 def command(*words: str, prefix: list[str] | None = None, stdin: bytes = b"") -> dict[str, Any]:
-    done = subprocess.run(
-        [*(prefix or []), "uvirtio", *words, "--json"], capture_output=True, timeout=60, input=stdin
-    )
-    assert b"Traceback" not in done.stdout + done.stderr
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(json.loads(done.stdout))
+    """What a command prints; root's is forked, one of another user (``prefix``) is the installed program."""
+    if prefix is None:
+        forked = commands().run(*words, "--json", timeout=PATIENCE)
+        code, said, blamed = forked.returncode, forked.stdout, forked.stderr
+    else:
+        done = subprocess.run(
+            [*prefix, "uvirtio", *words, "--json"], capture_output=True, timeout=PATIENCE, input=stdin
+        )
+        code, said, blamed = done.returncode, done.stdout.decode(), done.stderr.decode()
+    assert "Traceback" not in said + blamed
+    assert code == 0, said + blamed
+    return dict(json.loads(said))
 
 
 def test_bound_by_command_given_to_a_user_and_back_to_the_kernel(disk):

@@ -43,6 +43,10 @@ _WAKE_UPS = "test_wakeups.py"
 """Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time."""
 _UNPRIVILEGED = "@pytest.mark.unprivileged"
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
+_RACES = {False: "2", True: "4"}
+"""Seconds for each race of the wake-ups: in a plain run, and with --all."""
+_FUZZ = {False: 400_000, True: 1_000_000}
+"""Executions of the fuzz targets in all, likewise: the same ones each time, from one seed."""
 _UNIT_PARTS = 2
 _USAGE = 2
 _TOOLS = ("lab", "benches", "fuzzers", "mutants", "soaks")
@@ -151,7 +155,8 @@ def main(arguments: list[str]) -> int:
         runner.compile(sorted({str(file) for machine, _ in chosen for file in machine.files}), _wrapper("unit"))
         booted += vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
-        alone += _wake_ups(runner, floors["unit"], seconds=quick.RACE_SECONDS if options.quick else "4")
+        races = quick.RACE_SECONDS if options.quick else _RACES[options.all]
+        alone += _wake_ups(runner, floors["unit"], seconds=races)
         if floors["unit"] == _whole("unit") and not (options.expression or options.spec or options.jobs == 1):
             steps += _unit_parts(runner, brief=options.quick)
         else:
@@ -160,7 +165,12 @@ def main(arguments: list[str]) -> int:
     if "qemu" in floors:
         expired = options.accept_expired
         steps += _qemu_floor(
-            runner, floors["qemu"], options.qemu_version or "", brief=options.quick, accept_expired=expired
+            runner,
+            floors["qemu"],
+            options.qemu_version or "",
+            brief=options.quick,
+            plain=not (options.quick or options.all or options.paths or options.spec or options.qemu_version),
+            accept_expired=expired,
         )
         if floors["qemu"] == _whole("qemu") and interpreter is None and not options.quick:
             steps += _benches(runner)
@@ -181,7 +191,7 @@ def main(arguments: list[str]) -> int:
             ]
     if floors.get("unit") == _whole("unit") and interpreter is None and not (options.expression or options.spec):
         steps += _unprivileged(runner)
-        steps += _fuzz(runner, quick.FUZZ if options.quick else 1_000_000)
+        steps += _fuzz(runner, quick.FUZZ if options.quick else _FUZZ[options.all])
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _mutate(runner)
         booted = [
@@ -191,6 +201,7 @@ def main(arguments: list[str]) -> int:
         ]
     elif floors.get("vm") == _whole("vm"):
         left_out += ["mutate", "fleet", "plugin"]
+        left_out += [f"races after {_RACES[False]} s", f"fuzz after {_FUZZ[False]:,} executions"]
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
@@ -316,7 +327,7 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
 
 
 def _fuzz(runner: Runner, executions: int) -> Iterator[tuple[str, Step]]:
-    """Every fuzz target, with the same seed each time: 70 seconds of CPU time for a million executions."""
+    """Every fuzz target, with the same seed each time: a minute of CPU time for a million executions."""
     yield "fuzz", lambda: runner.tool("fuzz", [str(CHECKOUT / "tools/fuzz"), "--runs", str(executions)])
 
 
@@ -381,11 +392,18 @@ def _unit_parts(runner: Runner, *, brief: bool = False) -> Iterator[tuple[str, S
 
 
 def _qemu_floor(
-    runner: Runner, chosen: list[Chosen], version: str = "", *, brief: bool = False, accept_expired: bool = False
+    runner: Runner,
+    chosen: list[Chosen],
+    version: str = "",
+    *,
+    brief: bool = False,
+    plain: bool = False,
+    accept_expired: bool = False,
 ) -> Iterator[tuple[str, Step]]:
     """The floor on QEMU's device models.
 
-    ``version``: with this QEMU instead of the machine's own. ``brief``: what --quick runs of it.
+    ``version``: with this QEMU instead of the machine's own. ``brief``: what --quick runs of it. ``plain``:
+    without what tests/qemu/plain_run.py leaves to --all.
     """
     name = f"qemu {version}".rstrip()
     try:
@@ -397,7 +415,8 @@ def _qemu_floor(
         yield name, _failing(name, _unless_usage(error))
         return
     arguments = [*(quick.options("qemu") if brief else []), *map(str, chosen)]
-    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
+    env = {"UVIRTIO_LAB_WHOLE": "0"} if plain else None
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends, env=env)
 
 
 def _battery(runner: Runner, version: str, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:

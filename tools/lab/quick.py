@@ -15,7 +15,7 @@ SETS = {"unit": 3, "qemu": 1}
 RACE_SECONDS = "0.5"
 """For each race of the wake-ups."""
 FUZZ = 50_000
-"""Executions in all; a whole run has a million."""
+"""Executions in all; a whole run has many times as many."""
 FIRST = ("qemu", "mypy")
 """Steps that begin before all others: the longest, or the lanes do not end together."""
 UNIT_PARTS = 4
@@ -37,6 +37,10 @@ _UNIT = {
     "cli/test_cli_frame.py::test_garbage_never_gives_a_traceback": "eighty examples of whole commands",
     "tools/test_lab_choice.py::test_the_examples_of_the_help_can_be_run": "pytest collects each of them",
     "test_errors.py::test_a_misuse_raises_an_error_of_ours": "every call of the public surface",
+    "binding/test_udev_rules.py::test_the_helper_reads_the_deny_list_as_the_package_does": "a shell for each line",
+    "tools/test_conformance.py::test_the_projects_markers_are_sound_and_the_totals_come_last": "lint has it, too",
+    "cli/test_top_cli.py::test_the_screen_is_left_in_order": "a terminal for each way out",
+    "fuzz/test_fuzz.py::test_each_kind_of_finding": "waits for time-outs",
     "drivers/test_net_ends.py::test_an_end_that_does_not_read_costs_frames_and_no_time": "seconds of traffic",
 }
 _QEMU = {
@@ -47,6 +51,12 @@ _QEMU = {
     "test_examples.py": "a process for each",
     "test_docs.py": "likewise",
     "test_left_open.py": "a pytest of its own",
+    "test_conform_packed.py": "likewise",
+    "test_vtd.py": "an IOMMU in each machine",
+    "test_net_cli.py": "whole commands, and a machine for each",
+    "test_input_cli.py": "likewise",
+    "test_scsi.py::test_the_commands": "likewise",
+    "test_backend_qemu.py::test_a_stopped_qemu_is_a_timeout_and_goes_on_after": "waits for time-outs",
     "test_balloon.py::test_a_migration_is_spared_the_pages_that_are_hinted": "two machines",
     "test_vhost_user.py::test_a_daemon_that_is_stopped": "waits for time-outs",
     "test_backend_qemu.py::test_a_qemu_that_says_nothing_is_ended": "waits for time-outs",
