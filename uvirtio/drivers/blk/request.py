@@ -163,11 +163,16 @@ class Slot:
 
     def _shape(self, length: int, room: int) -> None:
         """Make the chain of requests with as much data."""
+        zeroes = self.requestq.zeroes(room)
+        self._lengths = (
+            -1,
+            -1,
+        )  # an exception between these lines, a Ctrl-C of Python's own, leaves no half
         part = first(self._runs, length or room)
         readable, writable = (part, []) if length else ([], part)
         self.chain = ((self._header, *readable), (*writable, self._status))
         self.span = slice(self._data_at, self._data_at + (length or room))
-        self.room, self._zeroes = room, self.requestq.zeroes(room)
+        self.room, self._zeroes = room, zeroes
         self._lengths = length, room
 
     def fits(self, pieces_max: int) -> int:
