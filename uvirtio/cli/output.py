@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import select
 import sys
@@ -161,10 +162,28 @@ def document(command: str, **members: Any) -> None:
         command: The member ``command``, after ``schema``.
         **members: The members after these.
     """
+    write(json_text({"schema": SCHEMA, "command": command, **members}) + "\n")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """The value as JSON (RFC 8259), which has no NaN and no infinities: these become texts."""
     import json  # here: text does without it
 
-    made = {"schema": SCHEMA, "command": command, **members}
-    write(json.dumps(made, default=_jsonable) + "\n")
+    try:
+        return json.dumps(value, default=_jsonable, indent=indent, allow_nan=False)
+    except ValueError:  # such as the NaN of a command line that an error quotes
+        return json.dumps(_finite(value), default=_jsonable, indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value with texts in the place of the numbers that JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_finite(one) for one in value]
+    return value
 
 
 def _jsonable(value: Any) -> Any:

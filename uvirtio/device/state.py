@@ -31,6 +31,7 @@ from uvirtio.interfaces.backend import GuestMachine, Hurries
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.recording import Witnesses
 from uvirtio.interfaces.transport import Transport
+from uvirtio.interfaces.values import TIMEOUT_MAX
 from uvirtio.memory.clock import clock_of
 from uvirtio.memory.forks import made_here
 from uvirtio.spec import features as f
@@ -276,10 +277,10 @@ class DeviceState:
         limit = self._limit  # once, as in ``_left``
         if timeout is None:
             timeout = self.timeout if limit is None else inf
-        elif not 0.0 <= timeout < inf:
+        elif not 0.0 <= timeout < TIMEOUT_MAX:
             if not -inf < timeout < inf:
                 raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds, or None")
-            timeout = 0.0
+            timeout = 0.0 if timeout < 0 else TIMEOUT_MAX
         return timeout if limit is None else max(0.0, min(timeout, limit[0] - self.clock.monotonic()))
 
     def _left(self) -> float:

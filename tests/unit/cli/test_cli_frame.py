@@ -14,6 +14,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,15 @@ def outside(tmp_path: Path) -> list[str]:
     return ["--root", str(tmp_path)]
 
 
+def no_json(word: str) -> None:
+    """Fail: RFC 8259 knows neither NaN nor Infinity, which Python's reader takes."""
+    pytest.fail(f"{word} is not JSON")
+
+
 def document(text: str) -> dict[str, Any]:
     lines = text.splitlines()
     assert len(lines) == 1
-    made = json.loads(lines[0])
+    made = json.loads(lines[0], parse_constant=no_json)
     assert isinstance(made, dict)
     assert made["schema"] == "uvirtio/1"
     return made
@@ -114,6 +120,12 @@ def test_the_unexpected_is_a_bug_without_a_traceback(verbose: bool, capsys: pyte
     assert not err.startswith("Traceback")
 
 
+def test_a_document_has_no_number_that_json_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"a": (nan, [1.5, {"b": -inf}]), "c": frozenset({inf})}
+    output.document("list", given=given)
+    assert document(capsys.readouterr().out)["given"] == {"a": ["nan", [1.5, {"b": "-inf"}]], "c": ["inf"]}
+
+
 def test_a_misuse_of_the_library_is_a_bug_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert perform(Command("list"), raising(errors.Misuse("outside", seen=9, expected="0 to 7"))) == 1
     assert "UV-BUG: unexpected Misuse: outside" in capsys.readouterr().err
@@ -148,6 +160,7 @@ WRONG = [
     ["rng", "read", "qemu:virtio-rng-pci", "-5"],
     ["rng", "read", "qemu:virtio-rng-pci", "5%"],
     ["rng", "read", "qemu:virtio-rng-pci", "5", "--timeout", "nan"],
+    ["balloon", "inflate", "qemu:virtio-balloon-pci", "64M", "--hold", "inf"],
     ["rng", "read", "qemu:virtio-rng-pci", "5", "--timeout", "0"],
     ["rng", "read", "qemu:virtio-rng-pci", "5", "--interrupts", "morse"],
     ["rng", "read", "qemu:virtio-rng-pci", "5", "--backend", "nonsense"],
@@ -373,6 +386,7 @@ def uvirtio(*argv: str, **more: Any) -> subprocess.Popen[bytes]:
 WITH_OUTPUT = [
     ["list"],
     ["doctor"],
+    ["doctor", "--print", "limits"],
     ["journal"],
     ["features", "net", "0xffffffff"],
     ["features", "net", "1", "--json"],

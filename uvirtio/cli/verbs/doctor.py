@@ -87,7 +87,7 @@ def doctor(
             raise UsageError(
                 "--print has no JSON", seen="--json", expected="the text as it is", remedy="leave --json out"
             )
-        sys.stdout.write(text_of(text) + "\n")
+        output.write(text_of(text) + "\n")
         return 0
     from uvirtio.binding.doctor import checks
 

@@ -54,7 +54,6 @@ def dump(
     Without --live a device of this machine is not accessed: sysfs has it all. qemu: and scripted: devices are
     opened. With -F a dump of another form is rewritten as such a document.
     """
-    import json
 
     from uvirtio.evidence import checker, files
     from uvirtio.evidence.mask import masked
@@ -69,7 +68,7 @@ def dump(
     made = of_file(files.load(file), dev) if file else of_device(cmd, dev, live)
     if not no_mask:
         made = masked(made)
-    text = json.dumps(made, indent=1) + "\n"
+    text = output.json_text(made, indent=1) + "\n"
     if not out or out == "-":
         output.write(text)
         return

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from operator import index
 from typing import ClassVar, Literal
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
@@ -267,7 +268,7 @@ class Balloon(Driver):
             PageMoved: A page changed its frame while it was sent.
             DeviceTimeout: The device did not acknowledge a chunk in time.
         """
-        self._check_count(pages)
+        pages = self._counted(pages)
         with self.session(timeout):
             self._settle()
             if not force:
@@ -358,7 +359,7 @@ class Balloon(Driver):
             Refused: The host still asks for the pages (rule host-target).
             DeviceTimeout: The device did not acknowledge a chunk in time.
         """
-        self._check_count(pages)
+        pages = self._counted(pages)
         with self.session(timeout):
             self._settle()
             if pages > self.held:
@@ -594,13 +595,14 @@ class Balloon(Driver):
         """Wait for the acknowledgement of interrupted batches, so that they can be deflated (5.5.6.1)."""
         if not self._out:
             return
-        for index in (spec.INFLATEQ, spec.DEFLATEQ):
-            settle(self.device, self.device.queues[index], timeout=self.device.seconds(None), note=_note)
+        for which in (spec.INFLATEQ, spec.DEFLATEQ):
+            settle(self.device, self.device.queues[which], timeout=self.device.seconds(None), note=_note)
         self._acknowledged()
 
-    def _check_count(self, pages: int) -> None:
-        if pages < 0 or pages >= PFN_END:
+    def _counted(self, pages: int) -> int:
+        if not 0 <= pages < PFN_END:
             raise BadSize("a number of pages is out of range", seen=pages, expected="0 to 2^32 - 1")
+        return index(pages)
 
     # --- closing --------------------------------------------------------------------------------------------
 

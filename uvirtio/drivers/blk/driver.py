@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
 from uvirtio.drivers.blk import config as configuration
@@ -118,6 +119,7 @@ class Blk(Disk):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: A status is invalid.
         """
+        sector, sectors = index(sector), index(sectors)  # no NumPy integer, whose sums wrap
         requests, room = self._requests, sectors * SECTOR_SIZE
         with self._session if timeout is None else self.session(timeout):
             if sector < 0 or sectors < 0 or sector + sectors > self.known_capacity:
@@ -149,6 +151,7 @@ class Blk(Disk):
             ProtocolError: A status is invalid.
         """
         with self.session(timeout):
+            sector = index(sector)
             view, sectors = self._writable(sector, data)
             if 0 < len(view) <= self._requests.request_size:
                 self._requests.call(spec.Request.OUT, sector, sectors, data=view, timeout=timeout)
@@ -333,6 +336,7 @@ class Blk(Disk):
             DeviceTimeout: No request completed in time to free a slot.
             ProtocolError: A request that completed meanwhile has an invalid status.
         """
+        sector, sectors = index(sector), index(sectors)
         requests, session, room = self._requests, self._session, sectors * SECTOR_SIZE
         if not kick and queue is None and session.made_here[0]:
             with session.lock:
@@ -379,6 +383,7 @@ class Blk(Disk):
             ProtocolError: A request that completed meanwhile has an invalid status.
         """
         with self.session():
+            sector = index(sector)
             view, sectors = self._writable(sector, data)
             self._one_request(sectors)
             return self._requests.submit(spec.Request.OUT, sector, sectors, data=view, queue=queue, kick=kick)
@@ -457,6 +462,7 @@ class Blk(Disk):
         with self.session():
             if write:
                 self._require_write("write to")
+            sectors = index(sectors)
             if sectors < 1:
                 raise BadSize("a request carries whole sectors", seen=sectors, expected="1 or more")
             requestq = self._requests.idle(queue)
@@ -508,6 +514,7 @@ class Blk(Disk):
         self._need(bit, name.replace("_", " "))
         with self.session(timeout):
             self._require_write(f"{name.replace('_', ' ')} on")
+            ranges = [(index(sector), index(sectors)) for sector, sectors in ranges]
             for sector, sectors in ranges:
                 self.check_range(sector, sectors)
             limits = getattr(self.config, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import ClassVar, Literal, NoReturn
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
@@ -185,6 +186,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
+        addr, blocks = index(addr), index(blocks)
         with self.session(timeout):
             first = self._validated(addr, blocks)
             if self.block_table.plugged.overlaps(first, blocks):
@@ -210,6 +212,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
+        addr, blocks = index(addr), index(blocks)
         with self.session(timeout):
             first = self._validated(addr, blocks)
             if not self.block_table.plugged.covers(first, blocks):
@@ -266,6 +269,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
+        addr, blocks = index(addr), index(blocks)
         with self.session(timeout):
             return self._state(self._validated(addr, blocks), blocks)
 
@@ -302,9 +306,16 @@ class Mem(Driver):
             The response.
 
         Raises:
+            BadSize: A number does not fit its field; nothing was sent.
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
+        if not (0 <= addr < 1 << 64 and 0 <= blocks < 1 << 16):
+            raise BadSize(
+                "a request has an address of 64 bits, and blocks of 16",
+                seen=f"{addr:#x} +{blocks}",
+                expected="no more (5.15.6)",
+            )
         with self.session(timeout):
             return self._exchange([(request, addr, blocks)])[0]
 

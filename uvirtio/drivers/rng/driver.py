@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import ClassVar
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
@@ -58,6 +59,7 @@ class Rng(Driver):
             ProtocolError: 16 buffers in a row came back empty.
             RngUnhealthy: The bytes cannot be random. None of them are returned, nor any others of this call.
         """
+        count = index(count)
         if count < 0:
             raise UsageError("a number of bytes is not negative", seen=count, expected="0 or more")
         found = bytearray()

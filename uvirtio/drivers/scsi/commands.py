@@ -44,6 +44,7 @@ _READ_ONLY = frozenset(
 """Commands that change nothing that is stored; SERVICE ACTION IN is one with some of its actions."""
 
 _INQUIRY, _REPORT = struct.Struct(">BBBHB"), struct.Struct(">B5xI2x")
+_SENSE = struct.Struct(">6B")
 _CDB_10, _CDB_16 = struct.Struct(">BBIBHB"), struct.Struct(">BBQIBB")
 _LAST_32, _LAST_64 = 0xFFFF_FFFF, (1 << 64) - 1
 _CDB_MIN = 6
@@ -96,22 +97,23 @@ test_unit_ready.__test__ = False  # type: ignore[attr-defined]  # no test of pyt
 
 def request_sense(room: int = VPD_SIZE) -> Command:
     """Ask for sense data, which ends a unit attention (SPC-5, 6.39)."""
-    return Command("REQUEST SENSE", bytes([Opcode.REQUEST_SENSE, 0, 0, 0, room, 0]), room)
+    return Command("REQUEST SENSE", _cdb(_SENSE, Opcode.REQUEST_SENSE, 0, 0, 0, room, 0), room)
 
 
 def inquiry(room: int = INQUIRY_SIZE) -> Command:
     """Ask who the unit is (SPC-5, 6.6)."""
-    return Command("INQUIRY", _INQUIRY.pack(Opcode.INQUIRY, 0, 0, room, 0), room)
+    return Command("INQUIRY", _cdb(_INQUIRY, Opcode.INQUIRY, 0, 0, room, 0), room)
 
 
 def vpd(page: int, room: int = VPD_SIZE) -> Command:
     """Ask for one page of vital product data (SPC-5, 6.6 and 7.7)."""
-    return Command(f"INQUIRY of page {page:#04x}", _INQUIRY.pack(Opcode.INQUIRY, 1, page, room, 0), room)
+    cdb = _cdb(_INQUIRY, Opcode.INQUIRY, 1, page, room, 0)
+    return Command(f"INQUIRY of page {page:#04x}", cdb, room)
 
 
 def report_luns(room: int = LUN_LIST_SIZE) -> Command:
     """Ask which units the target has (SPC-5, 6.33); ``room`` is 16 or more."""
-    return Command("REPORT LUNS", _REPORT.pack(Opcode.REPORT_LUNS, room), room)
+    return Command("REPORT LUNS", _cdb(_REPORT, Opcode.REPORT_LUNS, room), room)
 
 
 def read_capacity_10() -> Command:
@@ -121,7 +123,7 @@ def read_capacity_10() -> Command:
 
 def read_capacity_16(room: int = 32) -> Command:
     """Ask for the last block, the size of a block, and how the unit is provisioned (SBC-4, 5.21)."""
-    cdb = _CDB_16.pack(Opcode.SERVICE_ACTION_IN_16, READ_CAPACITY_16, 0, room, 0, 0)
+    cdb = _cdb(_CDB_16, Opcode.SERVICE_ACTION_IN_16, READ_CAPACITY_16, 0, room, 0, 0)
     return Command("READ CAPACITY(16)", cdb, room)
 
 
@@ -155,7 +157,16 @@ def synchronize_cache() -> Command:
 
 def mode_sense(page: int = ALL_PAGES, room: int = MODE_SIZE) -> Command:
     """Ask for mode pages, without block descriptors (SPC-5, 6.13)."""
-    return Command("MODE SENSE(6)", bytes([Opcode.MODE_SENSE_6, 8, page, 0, room, 0]), room)
+    return Command("MODE SENSE(6)", _cdb(_SENSE, Opcode.MODE_SENSE_6, 8, page, 0, room, 0), room)
+
+
+def _cdb(shape: struct.Struct, *fields: int) -> bytes:
+    try:
+        return shape.pack(*fields)
+    except struct.error as error:
+        raise BadSize(
+            "a number does not fit its field of the CDB", seen=str(fields[1:]), expected=str(error)
+        ) from None
 
 
 def fits_10(block: int, blocks: int) -> bool:

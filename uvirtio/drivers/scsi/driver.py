@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import index
 
 from uvirtio.drivers.scsi import commands as c
 from uvirtio.drivers.scsi.burst import Burst
@@ -40,6 +41,7 @@ class Scsi(Units):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: An answer is invalid.
         """
+        block, blocks = index(block), index(blocks)  # no NumPy integer, whose sums wrap
         with self.session(timeout):
             size = self.check_range(lun, block, blocks, timeout=timeout)
             pieces = self._pieces(block, blocks, size)
@@ -69,6 +71,7 @@ class Scsi(Units):
         """
         with self.session(timeout):
             self._require_write("write")
+            block = index(block)
             view = memoryview(data).cast("B")
             size = self.check_range(lun, block, 0, timeout=timeout)
             blocks, rest = divmod(len(view), size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 
 from uvirtio.drivers.scsi import commands as c
 from uvirtio.drivers.scsi.adapter import NO_UNIT
@@ -125,6 +126,7 @@ class Units(Initiator):
             Its payload, at most 248 bytes; None where the unit does not have the page.
 
         Raises:
+            BadSize: There cannot be such a page.
             ScsiTransport: There is no such target.
             ScsiCheck, ScsiStatus, ScsiAnswer: The command failed.
         """
@@ -218,6 +220,7 @@ class Units(Initiator):
             BeyondEnd: They end after the capacity.
             ScsiCheck, ScsiStatus, ScsiTransport, ScsiAnswer: The unit does not say how large it is.
         """
+        block, blocks = index(block), index(blocks)
         if block < 0 or blocks < 0:
             raise BadSize("blocks are counted from 0", seen=(block, blocks), expected="0 or more")
         with self.session(timeout):
