@@ -184,6 +184,8 @@ class Killing:
             if len(deaths.faults) < 5:
                 deaths.faults += [f"stop {deaths.stops}: {fault}" for fault in self._stop(victim, deaths)]
                 deaths.stops += 1
+        if not deaths.kills:
+            deaths.faults.append(f"no kill met a living command; {deaths.late} came late")
         return deaths
 
     def _words(self, victim: Victim, words: tuple[str, ...]) -> list[str]:

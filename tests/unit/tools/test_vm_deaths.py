@@ -143,6 +143,8 @@ def test_a_kill_that_comes_late_tells_how_long_the_command_lives(
     found = killed(late=1)
     assert (found.late, found.kills) == (1, 3)
     assert drawn == pytest.approx([8.0, 0.05, 0.05, 0.05])
+    lives = iter([8.0, *[0.05] * 20])
+    assert killed(late=10).faults == ["no kill met a living command; 10 came late"], "and proves nothing"
 
 
 @pytest.mark.parametrize(
