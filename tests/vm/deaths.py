@@ -171,19 +171,21 @@ class Killing:
         self._log.close()
 
     def run(self, victim: Victim, count: int, seconds: float | None = None) -> Deaths:
-        """Kill it so often, but for no longer than ``seconds``; then stop it for a while, a fifth as often."""
+        """Kill it so often, but after one for no longer than ``seconds``; then stop it, a fifth as often."""
         deaths = Deaths(self._machine.way.name, victim.name)
         begin = time.monotonic()
         DROP_CACHES.write_text("1")  # what is cached is no memory that could be filled
         self._left_alone(victim, deaths)
         while deaths.kills < count and deaths.kills + deaths.late < 2 * count + 4 and len(deaths.faults) < 5:
-            if seconds is not None and time.monotonic() - begin > seconds:
+            if deaths.kills and seconds is not None and time.monotonic() - begin > seconds:
                 break
             deaths.faults += [f"kill {deaths.kills}: {fault}" for fault in self._kill(victim, deaths)]
         for _ in range(deaths.kills // 5):
             if len(deaths.faults) < 5:
                 deaths.faults += [f"stop {deaths.stops}: {fault}" for fault in self._stop(victim, deaths)]
                 deaths.stops += 1
+        if not deaths.kills:
+            deaths.faults.append(f"no kill met a living command; {deaths.late} came late")
         return deaths
 
     def _words(self, victim: Victim, words: tuple[str, ...]) -> list[str]:

@@ -77,7 +77,9 @@ class Child:
 def killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., deaths.Deaths]:
     """Kill a command that is none, three times; what is told of the machine after each death can be chosen."""
 
-    def run(name: str = "", value: Any = None, late: int = 0, **victim: Any) -> deaths.Deaths:
+    def run(
+        name: str = "", value: Any = None, late: int = 0, seconds: float | None = None, **victim: Any
+    ) -> deaths.Deaths:
         told: dict[str, Any] = {"up": False, "code": 0, "huge": 4, "log": LOG}
         lives = [3.0] * (late + 1)
 
@@ -113,7 +115,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dea
             patch.setattr(deaths, "open_log", lambda: os.open("/dev/null", os.O_RDONLY))
             patch.setattr(deaths, "read_log", log)
             with closing(deaths.Killing(machine, 1)) as killing:
-                return killing.run(deaths.Victim("made", "it", ("do", "ADDRESS"), ("more",), **victim), 3)
+                return killing.run(deaths.Victim("made", "it", ("do", "ADDRESS"), ("more",), **victim), 3, seconds)
 
     return run
 
@@ -121,6 +123,10 @@ def killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dea
 def test_a_death_that_leaves_nothing(killed: Callable[..., deaths.Deaths]) -> None:
     found = killed()
     assert (found.kills, found.late, found.faults, found.filled) == (3, 0, [], 2 * MIB)
+
+
+def test_without_time_one_kill_is_left(killed: Callable[..., deaths.Deaths]) -> None:
+    assert killed(seconds=0.0).kills == 1, "or nothing at all would be proved"
 
 
 def test_a_kill_that_comes_late_tells_how_long_the_command_lives(
@@ -143,6 +149,8 @@ def test_a_kill_that_comes_late_tells_how_long_the_command_lives(
     found = killed(late=1)
     assert (found.late, found.kills) == (1, 3)
     assert drawn == pytest.approx([8.0, 0.05, 0.05, 0.05])
+    lives = iter([8.0, *[0.05] * 20])
+    assert killed(late=10).faults == ["no kill met a living command; 10 came late"], "and proves nothing"
 
 
 @pytest.mark.parametrize(
