@@ -178,7 +178,7 @@ def test_wherever_the_descriptors_end_it_is_named_until_there_are_enough(
     with uvirtio.open(address) as device:
         driver(device)  # what is opened once in a process is not counted
     before = len(list(Path("/proc/self/fd").iterdir()))
-    for more in range(0 if address.startswith("scripted") else 40, 90):
+    for more in range(0 if address.startswith("scripted") else 40, 200):
         try:
             with _few(more) as limit, uvirtio.open(address) as device:
                 driver(device)
@@ -186,7 +186,7 @@ def test_wherever_the_descriptors_end_it_is_named_until_there_are_enough(
         except LimitReached as error:
             assert _named(error, limit)
         assert len(list(Path("/proc/self/fd").iterdir())) == before
-    assert 0 < more < 89 and len(list(Path("/proc/self/fd").iterdir())) == before
+    assert 0 < more < 199 and len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_descriptors_that_are_under_way_elsewhere_leave_none_behind() -> None:

@@ -298,14 +298,14 @@ def test_the_driver_of_cards_sends_and_receives_in_batches(
         uvirtio.Net(device) as net,
     ):
         assert net.mac.hex() == "525400123456" and net.link and list(device.queues) == [0, 1]
-        net.send_all([GREETING], timeout=5)
-        assert net.wait(timeout=5) and net.take() == [GREETING]
+        net.send_all([GREETING], timeout=20)
+        assert net.wait(timeout=20) and net.take() == [GREETING]
         count = 0
         while count < 6000:  # many times round the ring, which testpmd marks in batches, the first slot last
             sent = frames(SIZE // 2, count)
-            net.send_all(sent, timeout=5)
+            net.send_all(sent, timeout=20)
             got: list[bytes] = []
-            while len(got) < len(sent) and net.wait(timeout=5):
+            while len(got) < len(sent) and net.wait(timeout=20):
                 got += net.take()
             assert got == sent
             count += len(sent)

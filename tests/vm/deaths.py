@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ PATIENCE = 240
 HELD = 128 * MIB
 """What is filled before the first command begins, and held to the end."""
 
+LOOK = 0.05
+"""Seconds between two looks at how much memory a command has."""
+
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 AUTO_ONLINE = Path("/sys/devices/system/memory/auto_online_blocks")
 
@@ -46,6 +50,13 @@ SECONDS = 2.0
 
 HUGE_LEFT = 6
 """Huge pages that the next start finds free."""
+
+PRELOADED = (
+    *("evdev", "uvirtio.backends.vhost_vdpa", "uvirtio.backends.uio_pci", "uvirtio.backends.devmem"),
+    *("uvirtio.drivers.blk.driver", "uvirtio.drivers.mem.kernel_use", "uvirtio.online.consumer"),
+    *("uvirtio.host.memory", "uvirtio.transports.mmio", "uvirtio.transports.pci", "uvirtio.transports.vdpa"),
+)
+"""What the commands import when they have their device: on an emulated CPU that takes longer than they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +136,7 @@ class Deaths:
     late: int = 0
     stops: int = 0
     lived: float = 0.0
-    """Seconds that the command takes when it is left alone."""
+    """Seconds that the command takes when it is left alone, or took when a kill came late."""
     alone: float = 0.0
     """Seconds that the next start takes after one that was left alone."""
     slowest_end: float = 0.0
@@ -133,6 +144,10 @@ class Deaths:
     slowest_start: float = 0.0
     scaled: float = 0.0
     """The most of end and next start in seconds of the CPU that emulates the guest's; 0 where that is not told."""
+    had: int = 0
+    """The most memory, in bytes, that was seen gone while the command lived."""
+    had_huge: int = 0
+    """Likewise, in huge pages of the pool."""
     filled: int = 0
     """The fewest bytes that were filled after a death."""
     faults: list[str] = field(default_factory=list)
@@ -142,7 +157,7 @@ class Deaths:
 
 
 class Killing:
-    """Kills of commands on one machine. A context manager, which holds memory."""
+    """Kills of commands on one machine. It holds memory until ``close``."""
 
     def __init__(self, machine: Machine, seed: int) -> None:
         self._machine = machine
@@ -150,10 +165,8 @@ class Killing:
         self._held = Pattern("memory held from the beginning", HELD, seed)
         self._log = KernelLog()
 
-    def __enter__(self) -> Killing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Free the memory, and close the log."""
         self._held.close()
         self._log.close()
 
@@ -163,9 +176,7 @@ class Killing:
         begin = time.monotonic()
         DROP_CACHES.write_text("1")  # what is cached is no memory that could be filled
         self._left_alone(victim, deaths)
-        if count > 1:  # the first of its kind has to load much
-            self._left_alone(victim, deaths)
-        while deaths.kills < count and deaths.kills + deaths.late < 2 * count and len(deaths.faults) < 5:
+        while deaths.kills < count and deaths.kills + deaths.late < 2 * count + 4 and len(deaths.faults) < 5:
             if seconds is not None and time.monotonic() - begin > seconds:
                 break
             deaths.faults += [f"kill {deaths.kills}: {fault}" for fault in self._kill(victim, deaths)]
@@ -195,9 +206,12 @@ class Killing:
         return commands().run(*self._words(victim, victim.following), timeout=PATIENCE)
 
     def _left_alone(self, victim: Victim, deaths: Deaths) -> None:
+        memory, huge = pattern.free(), pattern.free_huge_pages()
         child = self._start(victim)
         begin = time.monotonic()
-        code = self._live(victim, child, PATIENCE)
+        while (code := self._live(victim, child, LOOK)) is None and time.monotonic() - begin < PATIENCE:
+            deaths.had = max(deaths.had, memory - pattern.free())
+            deaths.had_huge = max(deaths.had_huge, huge - pattern.free_huge_pages())
         deaths.lived = time.monotonic() - begin
         said = child.stdout.read()
         child.close()
@@ -221,19 +235,22 @@ class Killing:
         machine, pages = self._machine, pattern.free_huge_pages()
         child = self._start(victim)
         found: list[str] = []
+        begin = time.monotonic()
         alive = self._live(victim, child, self._draw.uniform(0, deaths.lived)) is None
+        if not alive:  # the first of its kind had more to load, or the CPU has less to do now
+            deaths.lived = time.monotonic() - begin
         child.kill()
         child.wait(PATIENCE)
         death = time.monotonic()
         deaths.kills += alive
         deaths.late += not alive
-        guardians_go()
+        guardians_go(child.pid)
         gone = time.monotonic() - death
         # What was plugged takes a part of the pattern, which needs another place before it can go.
         more = pattern.total() - machine.total
         with (
-            Pattern.of_free_memory(deaths.kills, left=more) as freed,
-            Pattern.of_free_huge_pages(deaths.kills, HUGE_LEFT) as huge,
+            closing(Pattern.of_free_memory(deaths.kills, deaths.had, left=more)) as freed,
+            closing(Pattern.of_free_huge_pages(deaths.kills, deaths.had_huge, HUGE_LEFT)) as huge,
         ):
             if victim.device and started(machine.witness.execute, self._path(victim.device)):
                 found.append("the device is not reset")
@@ -257,7 +274,7 @@ class Killing:
             deaths.scaled = max(deaths.scaled, scaled)
             if scaled > SECONDS:
                 found.append(f"next start only after {scaled:.1f} s of the outer CPU's ({gone + took:.1f} s here)")
-        guardians_go()
+        guardians_go(child.pid)
         if (now := pattern.free_huge_pages()) != pages:
             found.append(f"{pages - now} huge pages are not free again")
         return found + victim.after(machine) + self._log.complaints()
@@ -317,21 +334,21 @@ class KernelLog:
         return [f"the kernel: {line}" for line in (*alarms_of("\n".join(lines)), *filter(FAULTS.search, lines))]
 
 
-def guardians() -> list[int]:
-    """The processes that quiet a device when its driver is dead."""
+def guardians(since: int) -> list[int]:
+    """The processes that quiet a device when its driver is dead, of those that are younger than ``since``."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
         try:
-            if b"\0guardian_process.py\0" in path.read_bytes():
-                found.append(int(path.parent.name))
+            if pid > since and b"\0guardian_process.py\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
         except OSError:
             pass
     return found
 
 
-def guardians_go() -> None:
-    """Wait for them to have done their work."""
+def guardians_go(since: int) -> None:
+    """Wait for those of a command, whose process was ``since``, and of later ones to have done their work."""
     deadline = time.monotonic() + PATIENCE
-    while guardians():
+    while guardians(since):
         assert time.monotonic() < deadline, "a guardian does not end"
         time.sleep(0.02)

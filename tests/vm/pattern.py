@@ -10,7 +10,6 @@ import mmap
 import os
 import random
 from pathlib import Path
-from types import TracebackType
 
 MIB = 1 << 20
 _PAGE = 4096
@@ -19,13 +18,15 @@ _HUGE = 2 * MIB
 _MAP_HUGETLB = 0x40000  # include/uapi/asm-generic/hugetlb_encode.h; the mmap module has no name for it
 _POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 MOST = int(os.environ.get("UVIRTIO_KILLS_FILLED", "64")) * MIB
-"""That is filled after a death: an emulated CPU takes two seconds for 200 MiB."""
+"""That is filled after a death, of each kind of memory."""
+_MORE = 8 * MIB
+"""That is filled beside what a command had at most, and half of that again."""
 _LEFT = 80 * MIB
 """What is left of free memory, for those who work."""
 
 
 class Pattern:
-    """Filled memory; a context manager, at whose end it is free again. ``what`` is its name in complaints."""
+    """Filled memory, until ``close``. ``what`` is its name in complaints."""
 
     def __init__(self, what: str, size: int, seed: int, flags: int = 0) -> None:
         self.size = size
@@ -40,22 +41,19 @@ class Pattern:
                 self._map[at : at + MIB] = self._piece
 
     @classmethod
-    def of_free_memory(cls, seed: int, left: int) -> Pattern:
-        """Of what is free, up to ``MOST``, but for a rest and ``left`` bytes; what was freed last goes first."""
-        return cls("memory that was free", min(MOST, max(0, free() - _LEFT - left)) // MIB * MIB, seed)
+    def of_free_memory(cls, seed: int, had: int, left: int) -> Pattern:
+        """Of what is free, some more than a command ``had``, but for a rest and ``left`` bytes.
+
+        What was freed last is taken first.
+        """
+        size = min(MOST, _some_more(had), max(0, free() - _LEFT - left))
+        return cls("memory that was free", size // MIB * MIB, seed)
 
     @classmethod
-    def of_free_huge_pages(cls, seed: int, left: int) -> Pattern:
-        """Of the pool's free pages, but for as many as ``left``."""
-        return cls("huge pages that were free", max(0, free_huge_pages() - left) * _HUGE, seed, _MAP_HUGETLB)
-
-    def __enter__(self) -> Pattern:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def of_free_huge_pages(cls, seed: int, had: int, left: int) -> Pattern:
+        """Of the pool's free pages, some more than a command ``had``, but for as many as ``left``."""
+        count = min(_some_more(had * _HUGE) // _HUGE, max(0, free_huge_pages() - left))
+        return cls("huge pages that were free", count * _HUGE, seed, _MAP_HUGETLB)
 
     def close(self) -> None:
         """Free it; twice is once."""
@@ -76,6 +74,10 @@ class Pattern:
         if not found:
             return []
         return [f"{self._what}: {found} of {self.size // _PAGE} pages are not as filled, {zeroes} are zeroes"]
+
+
+def _some_more(size: int) -> int:
+    return size + size // 2 + _MORE
 
 
 def free() -> int:

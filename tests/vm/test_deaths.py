@@ -10,14 +10,16 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.vm import pattern, vduse
 from tests.vm.commands import commands, uvirtio
-from tests.vm.deaths import AUTO_ONLINE, PATIENCE, Killing, Machine, Victim, Way
+from tests.vm.deaths import AUTO_ONLINE, PATIENCE, PRELOADED, Killing, Machine, Victim, Way
 from tests.vm.hands import MODULES, address_of, driver_of, hand_over, modprobe
 from tests.vm.pattern import MIB
 from tests.vm.qmp_witness import Witness
@@ -26,6 +28,9 @@ EIGHT = (
     *("dying-balloon", "dying-mem", "dying-keyboard", "dying-disk", "dying-rng"),
     *("dying-rng-2", "dying-rng-3", "dying-rng-4", "dying-rng-5"),
 )
+for _name in PRELOADED:  # before the process is forked from which the commands are (conftest.py)
+    import_module(_name)
+
 MEM = "/machine/peripheral/dying-mem"
 ONLINE = 256 * MIB
 
@@ -252,8 +257,15 @@ def listed() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def killing(machine: Machine) -> Iterator[Killing]:
-    with Killing(machine, int(os.environ.get("UVIRTIO_KILLS_SEED", "1"))) as it:
+    with closing(Killing(machine, int(os.environ.get("UVIRTIO_KILLS_SEED", "1")))) as it:
         yield it
+
+
+@pytest.fixture(scope="module")
+def turns(request: pytest.FixtureRequest) -> Iterator[float]:
+    """Seconds for each workload in turn: its part of what is left of all."""
+    end = time.monotonic() + float(os.environ.get("UVIRTIO_KILLS_SECONDS", "inf"))
+    return ((end - time.monotonic()) / left for left in range(len(request.session.items), 0, -1))
 
 
 @pytest.mark.fault(66, 79, 82, 89, level="K")
@@ -261,19 +273,21 @@ def killing(machine: Machine) -> Iterator[Killing]:
 def test_killed_or_stopped_at_any_moment_it_harms_nothing_and_can_be_followed(
     machine: Machine,
     killing: Killing,
+    turns: Iterator[float],
     device: str,
     name: str,
     record_property: Callable[[str, object], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     victim = VICTIMS[name]
     addresses = list(machine.addresses.values())
     (machine.way.take if victim.drives else machine.way.give)(addresses)
     try:
-        seconds = float(os.environ.get("UVIRTIO_KILLS_SECONDS", "inf"))
-        deaths = killing.run(victim, int(os.environ.get("UVIRTIO_KILLS", "1")), seconds)
+        deaths = killing.run(victim, int(os.environ.get("UVIRTIO_KILLS", "1")), next(turns))
     finally:
         if victim.device == "dying-mem":
             wanted(0)(machine)
     record_property("deaths", json.dumps(deaths.as_dict()))
-    print(deaths)
+    with capsys.disabled():  # at once: a run takes long, and may be cut off
+        print(f"\n{deaths}", flush=True)
     assert not deaths.faults, deaths.faults

@@ -143,6 +143,7 @@ def held(node: str) -> Iterator[int]:
 @on("rng-cdev")
 def test_who_has_either_node_open_keeps_the_function(lab_address):
     subprocess.run(["modprobe", "iommufd"], check=True, timeout=60)
+    hand_over(lab_address, "virtio-pci")  # what other tests left bound is in no journal
     done = commands.uvirtio("bind", lab_address)
     assert done.returncode == 0, done.stderr
     found = find(lab_address, Roots())
@@ -187,10 +188,10 @@ def test_a_killed_driver_leaves_a_reset_device_and_only_then_its_memory(taken, w
         child.send_signal(signal.SIGKILL)
         child.wait(10)
         assert free_pages() < before
-        assert "DRIVER_OK" in " ".join(status(witness, "balloon-noiommu")), "the kernel has not closed the device"
+        assert "DRIVER_OK" in status(witness, "balloon-noiommu"), "the kernel has not closed the device"
         os.kill(guardian, signal.SIGCONT)
         commands.until(gone(guardian), "the guardian to end")
-    assert not any("VIRTIO_CONFIG_S" in text for text in status(witness, "balloon-noiommu"))
+    assert not status(witness, "balloon-noiommu")
     assert not command(taken) & MASTER
     assert free_pages() == before
     with uvirtio.open(taken, unsafe_dma=True) as device, uvirtio.Balloon(device) as it:
@@ -204,7 +205,7 @@ def test_a_killed_guardian_ends_the_driving(taken, witness):
         os.kill(guardian_of(taken), signal.SIGKILL)
         with pytest.raises(GuardianLost):
             it.hold(20)
-    assert status(witness, "balloon-noiommu") == []
+    assert not status(witness, "balloon-noiommu")
     assert commands.balloon_size(witness) == 1 << 30
 
 

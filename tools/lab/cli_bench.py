@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -36,10 +37,14 @@ def main(arguments: list[str]) -> int:
 
     With ``--vm``: in the lab VM, beside the kernel's own drivers.
     """
-    setup.packages(setup.FOR_VM if "--vm" in arguments else setup.FOR_BENCH)
+    top = _parser()
+    options, rest = top.parse_known_args(arguments)
+    if options.boot is not None and not options.vm:
+        top.error("--boot has words for the kernel of the lab VM: it goes with --vm")
+    setup.packages(setup.FOR_VM if options.vm else setup.FOR_BENCH)
     venv = setup.venv()
-    if "--vm" in arguments:
-        return _in_vm(venv, [word for word in arguments if word != "--vm"])
+    if options.vm:
+        return _in_vm(venv, options, rest)
     if "--quick" not in arguments and ("--only" not in arguments or "vhost-user" in arguments):
         _peers()
     command = [str(venv / "bin/python"), str(BENCHES), *arguments]
@@ -56,6 +61,18 @@ def main(arguments: list[str]) -> int:
             return child.wait()
         finally:
             process.kill(child)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """What concerns the VM, and the files that come out of it; the whole is in tools/benches/__main__.py."""
+    top = argparse.ArgumentParser(
+        prog="tools/bench", usage="tools/bench [--help] [...]", add_help=False, allow_abbrev=False
+    )
+    top.add_argument("--vm", action="store_true")
+    top.add_argument("--boot")
+    top.add_argument("--json", type=Path)
+    top.add_argument("--svg", type=Path)
+    return top
 
 
 def _raise(pid: int) -> None:
@@ -84,23 +101,17 @@ def _peers() -> None:
         print(f"tools/bench: nothing to compare vhost-user with: {error}", file=sys.stderr, flush=True)
 
 
-def _in_vm(venv: Path, arguments: list[str]) -> int:
+def _in_vm(venv: Path, options: argparse.Namespace, rest: list[str]) -> int:
     """In a fresh VM; files that are asked for are copied out of it."""
-    words, files = [], {}
-    boot = ""
-    for word, before in zip(arguments, ["", *arguments], strict=False):
-        if before == "--boot":
-            boot = word
-        if "--boot" in (word, before):
-            continue
-        if before in ("--json", "--svg"):
-            files[f"bench{before.removeprefix('-')}"] = Path(word).absolute()
-            word = f"/run/lab/out/bench{before.removeprefix('-')}"
-        words.append(word)
+    words, files = list(rest), {}
+    for name in ("json", "svg"):
+        if (path := getattr(options, name)) is not None:
+            files[f"bench{name}"] = path.absolute()
+            words += [f"--{name}", f"/run/lab/out/bench{name}"]
     config = Config(
         kernel=kernels.get("6.12"),
         command=[str(venv / "bin/python"), str(BENCHES), *([] if "--only" in words else ["--only", "vm"]), *words],
-        append=boot,
+        append=options.boot or "",
         memory="1G,maxmem=4G,slots=4",
         devices=_DEVICES,
         before="modprobe vfio-pci\nmodprobe vfio_iommu_type1\nmodprobe virtio_mem\nmodprobe evdev\n"

@@ -106,8 +106,8 @@ VICTIMS = (
 
 
 @dataclass(slots=True)
-class Deaths:
-    """What came of the kills of one command."""
+class Tally:
+    """What came of the kills of one command, or of its stops."""
 
     name: str
     stopped: bool = False
@@ -162,17 +162,17 @@ class Killing:
         Path(f"{self._disk}.in").write_bytes(os.urandom(1 << 20))
         self._draw = random.Random(seed)
 
-    def kills(self, victim: Victim, count: int) -> Deaths:
+    def kills(self, victim: Victim, count: int) -> Tally:
         """Kill a command so often, at moments between its start and its end."""
-        deaths = Deaths(victim.name)
+        tally = Tally(victim.name)
         longest = self._whole(victim)
         before = frozenset(state.files(self._watched))
-        while deaths.kills + deaths.late < 2 * count and deaths.kills < count and len(deaths.faults) < 5:
-            self._kill(victim, deaths, longest)
+        while tally.kills + tally.late < 2 * count and tally.kills < count and len(tally.faults) < 5:
+            self._kill(victim, tally, longest)
             if left := frozenset(state.files(self._watched)) - before:
-                deaths.faults.append(f"files left: {', '.join(sorted(left)[:3])}")
+                tally.faults.append(f"files left: {', '.join(sorted(left)[:3])}")
                 before |= left
-        return deaths
+        return tally
 
     def _whole(self, victim: Victim) -> float:
         """Seconds that the command takes when it is left alone, which has to succeed."""
@@ -213,36 +213,36 @@ class Killing:
         with suppress(subprocess.TimeoutExpired):
             child.wait(self._draw.uniform(0, max(longest - (time.monotonic() - begin), 0.05)))
 
-    def _kill(self, victim: Victim, deaths: Deaths, longest: float) -> None:
+    def _kill(self, victim: Victim, tally: Tally, longest: float) -> None:
         child, mark = self._start(victim)
-        self._moment(child, mark, longest, busy=bool((deaths.kills + deaths.late) % 2))
+        self._moment(child, mark, longest, busy=bool((tally.kills + tally.late) % 2))
         others = [pid for pid in marked(mark) if pid != child.pid]
         alive = child.poll() is None
         child.kill()
         child.wait()
-        deaths.kills += alive
-        deaths.late += not alive
-        deaths.with_child += alive and bool(others)
+        tally.kills += alive
+        tally.late += not alive
+        tally.with_child += alive and bool(others)
         begin = time.monotonic()
         while orphans := marked(mark):
             if time.monotonic() - begin > _LAST:
-                deaths.faults.append(f"orphans: {orphans}")
+                tally.faults.append(f"orphans: {orphans}")
                 for pid in orphans:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 break
             time.sleep(0.01)
-        deaths.slowest_end = max(deaths.slowest_end, time.monotonic() - begin)
+        tally.slowest_end = max(tally.slowest_end, time.monotonic() - begin)
         begin = time.monotonic()
         try:
             victim.next_start(str(self._disk))
         except uvirtio.UvirtioError as error:
-            deaths.faults.append(f"next start: {error.code} {error.message}")
-        deaths.slowest_start = max(deaths.slowest_start, time.monotonic() - begin)
+            tally.faults.append(f"next start: {error.code} {error.message}")
+        tally.slowest_start = max(tally.slowest_start, time.monotonic() - begin)
 
-    def stops(self, victim: Victim, count: int) -> Deaths:
+    def stops(self, victim: Victim, count: int) -> Tally:
         """Stop the command, or what has its device, for a while and let it go on: it still ends well."""
-        deaths = Deaths(victim.name, stopped=True)
+        tally = Tally(victim.name, stopped=True)
         longest = self._whole(victim)
         for number in range(count):
             child, mark = self._start(victim)
@@ -255,20 +255,20 @@ class Killing:
                             os.kill(pid, signal_number)
                     if signal_number == signal.SIGSTOP:
                         time.sleep(self._draw.uniform(0.1, 1.0))
-                deaths.kills += bool(held)
-                deaths.with_child += bool(held) and held != [child.pid]
+                tally.kills += bool(held)
+                tally.with_child += bool(held) and held != [child.pid]
                 if code := child.wait(_PATIENCE):
                     if number % 2 and "UV-DEV-TIMEOUT" in self._said():
-                        deaths.missed += 1
+                        tally.missed += 1
                         continue
                     who = "its child" if number % 2 else "it"
-                    deaths.faults.append(f"ends with {code} after {who} was stopped: {self._said()}")
+                    tally.faults.append(f"ends with {code} after {who} was stopped: {self._said()}")
             finally:
                 child.kill()
                 child.wait()
             if marked(mark):
-                deaths.faults.append("something runs on")
-        return deaths
+                tally.faults.append("something runs on")
+        return tally
 
 
 def marked(mark: str) -> list[int]:

@@ -15,7 +15,7 @@ from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.deferred import Body, Verb, declared
 from uvirtio.cli.signals import Guard, Signalled
-from uvirtio.errors import Misuse, NotSupported, UsageError, UvirtioError
+from uvirtio.errors import Misuse, NotSupported, OperationFailed, UsageError, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode
 
@@ -272,7 +272,7 @@ class Command:
             keep: What the command needs for itself: a capability and why.
 
         Returns:
-            What was given up and kept, in words, which -v prints.
+            What was given up and kept, in words, which -v prints. What is refused is a warning.
         """
         if not self.invocation.own_process:
             return "the capabilities of the program that runs this command are its own"
@@ -282,6 +282,9 @@ class Command:
             told = str(drop_capabilities(device, pins=pins, keep=keep))
         except NotSupported as error:  # a simulated device has threads of its own, and needs no rights
             told = f"capabilities kept: {error.seen}"
+        except OperationFailed as error:  # a precaution that fails is no reason not to do the work
+            told = f"{error.message}: {error.seen}"
+            output.note(f"warning: {told}; {error.remedy}")
         if self.verbose:
             output.trace(told)
         return told

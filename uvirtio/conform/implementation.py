@@ -70,15 +70,21 @@ def of(device: Device) -> Implementation:
 
 def _of_back_end(node: VhostUserNode) -> Implementation:
     """qemu-storage-daemon, by the name under which it was started; no other user's program is run for that."""
-    peer = node.peer
-    if peer is not None and peer.pid and peer.uid == os.geteuid():
-        try:
-            program = Path(f"/proc/{peer.pid}/cmdline").read_bytes().partition(b"\0")[0].decode()
-        except (OSError, UnicodeDecodeError):
-            program = ""
-        if Path(program).name == QSD_PROGRAM and Path(program).is_absolute():
-            return Implementation(QSD_PROGRAM, ".".join(map(str, version_of(program))))
+    program = node.program or _started_by_others(node)
+    if Path(program).name == QSD_PROGRAM and Path(program).is_absolute():
+        return Implementation(QSD_PROGRAM, ".".join(map(str, version_of(program))))
     return Implementation("", "")
+
+
+def _started_by_others(node: VhostUserNode) -> str:
+    """The first word of the back end's command line; empty where it is another user's, or cannot be read."""
+    peer = node.peer
+    if peer is None or not peer.pid or peer.uid != os.geteuid():
+        return ""
+    try:
+        return Path(f"/proc/{peer.pid}/cmdline").read_bytes().partition(b"\0")[0].decode()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _of_ids(function: PciFunction) -> Implementation:

@@ -47,7 +47,8 @@ def drop_capabilities(device: Device, *, pins: bool = True, keep: Mapping[str, s
         UsageError: There is no such capability.
         NotSupported: The process has other threads, which would keep their capabilities.
         PagemapHidden: ``pins``, and this process may not read frame numbers.
-        OperationFailed: The kernel refuses.
+        OperationFailed: The kernel, or a filter of system calls, refuses; ``seen`` has what is still held, and the
+            device can be driven on.
         Closed: No driver of the device is started.
     """
     wanted = dict(keep or {})

@@ -8,6 +8,7 @@ why frame numbers can be read from a pagemap that was opened before (its opener'
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from collections.abc import Collection
@@ -31,6 +32,7 @@ NAMES = (
 _VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38  # <linux/prctl.h>
 _MOST = 64  # bits of a set
+_HALF = 0xFFFFFFFF
 _SETPCAP = NAMES.index("SETPCAP")
 
 
@@ -82,23 +84,49 @@ def limit_to(keep: Collection[str]) -> frozenset[str]:
     Raises:
         NotSupported: Other threads of this process would keep theirs.
         UsageError: There is no capability of such a name.
-        OperationFailed: The kernel refuses.
+        OperationFailed: The kernel, or a filter of system calls, refuses; what it does not refuse is given up.
     """
     kept = sum(1 << number(one) for one in keep)
     _check_alone()
     libc = ctypes.CDLL(None, use_errno=True)
-    _call(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    effective, permitted, _ = _get()
+    refused: list[str] = []
+
+    def tried(call: str, result: int) -> bool:
+        if result != 0:
+            refused.append(f"{call}: {os.strerror(ctypes.get_errno())}")
+        return result == 0
+
+    if not _has_no_new_privs():
+        tried("PR_SET_NO_NEW_PRIVS", libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    before = _get()
+    effective, permitted, _ = before
     if effective >> _SETPCAP & 1:
-        for one in range(_MOST):
-            if not kept >> one & 1 and libc.prctl(_PR_CAPBSET_READ, one, 0, 0, 0) == 1:
-                _call(libc.prctl(_PR_CAPBSET_DROP, one, 0, 0, 0))
+        for one in (one for one in range(_MOST) if not kept >> one & 1):
+            bounding = libc.prctl(_PR_CAPBSET_READ, one, 0, 0, 0)
+            if bounding < 0 and ctypes.get_errno() == errno.EINVAL:
+                break  # the kernel has no more of them
+            if bounding and not tried("PR_CAPBSET_DROP", libc.prctl(_PR_CAPBSET_DROP, one, 0, 0, 0)):
+                break
     left = permitted & kept
-    sets = (_Sets * 2)(*(_Sets(left >> shift & 0xFFFFFFFF, left >> shift & 0xFFFFFFFF, 0) for shift in (0, 32)))
-    _call(libc.capset(ctypes.byref(_Header(_VERSION, 0)), sets))
-    if _get() != (left, left, 0):
-        raise OperationFailed("capabilities were not given up", seen=sorted(held()), expected=sorted(keep))
+    if before != (left, left, 0):  # or nothing is asked of a filter that would refuse
+        halves = (_Sets(left >> shift & _HALF, left >> shift & _HALF, 0) for shift in (0, 32))
+        tried("capset(2)", libc.capset(ctypes.byref(_Header(_VERSION, 0)), (_Sets * 2)(*halves)))
+    if refused or _get() != (left, left, 0):
+        has = sorted(held() - {name(one) for one in _bits(kept)})
+        raise OperationFailed(
+            "not all rights were given up",
+            seen=f"{'; '.join(refused) or 'no effect'}; still held: {', '.join(has) or 'no capability'}",
+            expected=f"{', '.join(sorted(keep)) or 'no capability'} held, and no_new_privs",
+            remedy="allow capset and prctl in the filter of system calls (systemd: SystemCallFilter=capset prctl),"
+            " or start the program without these capabilities (CapabilityBoundingSet=, NoNewPrivileges=yes)",
+        )
     return frozenset(name(one) for one in _bits(permitted & ~left))
+
+
+def _has_no_new_privs() -> bool:
+    """Whether it is set already, as it is where an ordinary user has set a filter of system calls."""
+    status = sysfs.read(Roots().proc / "self/status") or ""
+    return any(line.split() == ["NoNewPrivs:", "1"] for line in status.splitlines())
 
 
 def _check_alone() -> None:
@@ -133,8 +161,8 @@ def _bits(value: int) -> list[int]:
 def _call(result: int) -> None:
     if result != 0:
         raise OperationFailed(
-            "the kernel does not take capabilities away",
+            "the kernel does not tell which capabilities there are",
             seen=os.strerror(ctypes.get_errno()),
-            expected="prctl(2), capget(2) and capset(2)",
+            expected="capget(2)",
             remedy="look for a filter of system calls (seccomp)",
         )

@@ -11,7 +11,17 @@ from tests.unit.drivers.test_mem import at, driven
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import Consumer, Manager, Mode, Outcome, Request, Response
 from uvirtio.drivers.mem import manager as module
-from uvirtio.errors import BadSize, Closed, InUse, MemBusy, MemError, MemNack, OperationFailed, ProtocolError
+from uvirtio.errors import (
+    BadSize,
+    Closed,
+    DeviceTimeout,
+    InUse,
+    MemBusy,
+    MemError,
+    MemNack,
+    OperationFailed,
+    ProtocolError,
+)
 from uvirtio.scripted.mem import ADDR, BLOCK, Mem
 
 ALL = 64 * BLOCK
@@ -242,6 +252,24 @@ def test_busy_for_ever_has_an_end():
         with pytest.raises(MemBusy):
             manager.plug_size(BLOCK, timeout=0.05)
         assert mem.device.broken is None and manager.counts[Response.BUSY] > 1
+
+
+@pytest.mark.fault(70)
+def test_a_busy_device_is_not_asked_again_when_its_answer_would_be_late():
+    """DeviceTimeout would be the error then, with a request that is still out."""
+    with driven(Mem()) as (mem, _):
+        began: list[float] = []
+
+        def act(seconds: float) -> None:
+            began.append(seconds)
+            time.sleep(min(0.03, seconds))
+            if seconds < 0.03:
+                raise DeviceTimeout("too late")
+            raise MemBusy("busy")
+
+        with pytest.raises(MemBusy):
+            mem.patiently(act, timeout=0.2)
+    assert len(began) > 1
 
 
 @pytest.mark.fault(69)

@@ -121,6 +121,58 @@ def test_another_thread_would_keep_its_own() -> None:
     assert sets("self") == before
 
 
+FILTERED = """
+import ctypes, os, struct, sys
+from uvirtio.errors import UvirtioError
+from uvirtio.host import capabilities, process
+libc = ctypes.CDLL(None, use_errno=True)
+if sys.argv[2] == "none":
+    capabilities.limit_to(())
+numbers = {"x86_64": {"capset": 126, "prctl": 157}, "aarch64": {"capset": 91, "prctl": 167}}[os.uname().machine]
+refused = [numbers[name] for name in sys.argv[1].split()]
+jumps = [(0x15, len(refused) - at - 1, int(at == len(refused) - 1), one) for at, one in enumerate(refused)]
+rows = [(0x20, 0, 0, 0), *jumps, (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)]  # EPERM for these; others are allowed
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(rows), ctypes.addressof(code)))
+assert libc.prctl(22, 2, program, 0, 0) == 0, "seccomp"
+"""
+"""Has a filter of system calls refuse some of them: PR_SET_SECCOMP, <linux/filter.h>."""
+
+LIMITED = f"""{FILTERED}
+try:
+    capabilities.limit_to(["CAP_IPC_LOCK"])
+    print("given up")
+except UvirtioError as error:
+    print(error.code, error.seen, "|", error.remedy)
+"""
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("refused", "said", "held"),
+    [
+        ("capset", "UV-OPERATION capset(2): Operation not permitted; still held: CAP_", None),
+        (
+            "prctl",
+            "UV-OPERATION PR_SET_NO_NEW_PRIVS: Operation not permitted; PR_CAPBSET_DROP: Operation not permitted;"
+            " still held: no capability | allow capset and prctl ",
+            word("CAP_IPC_LOCK"),
+        ),
+    ],
+)
+def test_a_filter_that_refuses_is_told_with_what_is_still_held(refused: str, said: str, held: str | None) -> None:
+    before = sets("self")
+    with child(f"{LIMITED}print(flush=True)\ninput()", refused, "") as (made, seen):
+        assert seen.startswith(said)
+        assert made.stdout.readline() == "\n"  # it has gone on
+        assert sets(made.pid)["CapPrm"] == (held or before["CapPrm"])
+
+
+def test_who_has_nothing_to_give_up_asks_no_filter() -> None:
+    with child(LIMITED, "capset prctl", "none") as (_, said):
+        assert said == "given up\n"
+
+
 FRAMES = """
 import ctypes, mmap, sys
 from uvirtio.errors import PagemapHidden
@@ -260,6 +312,18 @@ def test_the_process_of_a_command_has_none(tmp_path: Path) -> None:
         assert (seen["CapEff"], seen["CapBnd"], seen["NoNewPrivs"]) == (word(), word(), "1")
         (said,) = re.findall(r"^trace: (\d+ capabilities given up, .*)$", told.decode(), re.MULTILINE)
         assert said.endswith("none kept") and said in ready
+
+
+@as_root
+@pytest.mark.parametrize("refused", ["capset", "capset prctl"])
+def test_a_command_that_may_not_give_them_up_warns_and_works(refused: str) -> None:
+    words = ["balloon", "inflate", "scripted:balloon", "1M", "--hold", "0.01"]
+    program = f"{FILTERED}\nfrom uvirtio.cli import main\nsys.argv[1:] = {words}\nsys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program, refused, ""], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    (warning,) = re.findall(r"^uvirtio: warning: (.*)$", done.stderr, re.MULTILINE)
+    assert warning.startswith("not all rights were given up: ") and "capset(2): Operation not permitted" in warning
+    assert "CAP_SYS_ADMIN" in warning and "(systemd: SystemCallFilter=capset prctl)" in warning
 
 
 def test_a_simulated_device_with_threads_of_its_own_keeps_them(monkeypatch, capsys) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,9 +152,21 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kills, "_COMES", 0.2)
 
     def run(
-        script: str, next_start: Callable[[str], None] = lambda _disk: None, *, stop: bool = False
-    ) -> kills.Deaths:
+        script: str,
+        next_start: Callable[[str], None] = lambda _disk: None,
+        *,
+        stop: bool = False,
+        until: Callable[[str], object] | None = None,
+    ) -> kills.Tally:
         killing = kills.Killing(tmp_path, (watched,), 1)
+        if until is not None:  # it has come so far, however busy this machine is
+
+            def come(_child: object, mark: str, _longest: float, *, busy: bool) -> None:
+                deadline = time.monotonic() + 60
+                while not until(mark) and time.monotonic() < deadline:
+                    time.sleep(0.01)
+
+            monkeypatch.setattr(killing, "_moment", come)
         monkeypatch.setattr(killing, "_whole", lambda _victim: 0.3)
         monkeypatch.setattr(killing, "_draw", random.Random(3))
         victim = kills.Victim("made", (script.replace("WATCHED", str(watched)),), next_start, "sleep")
@@ -163,18 +176,20 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_command_that_dies_alone(killed) -> None:
-    deaths = killed("exec sleep 60")
-    assert (deaths.kills, deaths.late, deaths.faults) == (2, 0, [])
+    tally = killed("exec sleep 60")
+    assert (tally.kills, tally.late, tally.faults) == (2, 0, [])
 
 
 def test_a_process_that_outlives_its_command_is_a_fault(killed) -> None:
-    deaths = killed("sleep 60 & wait")
-    assert any(fault.startswith("orphans: [") for fault in deaths.faults) and deaths.with_child
+    tally = killed("sleep 60 & wait", until=lambda mark: len(kills.marked(mark)) > 1)
+    assert any(fault.startswith("orphans: [") for fault in tally.faults) and tally.with_child
 
 
-def test_a_file_of_a_dead_command_is_a_fault(killed) -> None:
-    deaths = killed("touch WATCHED/socket; exec sleep 60")
-    assert any(fault.startswith("files left: ") for fault in deaths.faults)
+def test_a_file_of_a_dead_command_is_a_fault(killed, tmp_path: Path) -> None:
+    tally = killed(
+        "touch WATCHED/socket; exec sleep 60", until=lambda _mark: (tmp_path / "watched/socket").exists()
+    )
+    assert any(fault.startswith("files left: ") for fault in tally.faults)
 
 
 def test_a_next_start_that_fails_is_a_fault(killed) -> None:
@@ -185,13 +200,13 @@ def test_a_next_start_that_fails_is_a_fault(killed) -> None:
 
 
 def test_a_command_that_ends_before_it_is_killed_counts_as_late(killed) -> None:
-    deaths = killed("exit 0")
-    assert deaths.kills + deaths.late >= 2 and deaths.late
+    tally = killed("exit 0")
+    assert tally.kills + tally.late >= 2 and tally.late
 
 
 def test_what_was_stopped_goes_on(killed) -> None:
     assert killed("sleep 0.5", stop=True).faults == []
-    deaths = killed("sleep 0.5; echo UV-WHAT >&2; exit 3", stop=True)
-    assert deaths.missed == 0 and len(deaths.faults) == 2 and deaths.faults[0].endswith("was stopped: UV-WHAT")
-    deaths = killed("sleep 0.5; echo uvirtio: UV-DEV-TIMEOUT: nothing >&2; exit 1", stop=True)
-    assert deaths.missed == 1 and len(deaths.faults) == 1, "of the command itself it is a fault"
+    tally = killed("sleep 0.5; echo UV-WHAT >&2; exit 3", stop=True)
+    assert tally.missed == 0 and len(tally.faults) == 2 and tally.faults[0].endswith("was stopped: UV-WHAT")
+    tally = killed("sleep 0.5; echo uvirtio: UV-DEV-TIMEOUT: nothing >&2; exit 1", stop=True)
+    assert tally.missed == 1 and len(tally.faults) == 1, "of the command itself it is a fault"

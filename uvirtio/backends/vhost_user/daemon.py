@@ -52,6 +52,8 @@ class SpawnedDaemon:
         program = shutil.which(command[0])
         if program is None:
             raise missing(command[0])
+        self.program = program
+        """The path of the program that was started."""
         self._directory: Path | None = None
         self._place: int | None = None  # the listening socket's, whose name is gone (O_PATH)
         self.path = ""

@@ -73,6 +73,9 @@ class Daemon(Protocol):
     pid: int
     """Its number."""
 
+    program: str
+    """The path of its program."""
+
     serves_one: bool
     """Whether it has one connection, made before its start, and takes no other."""
 
@@ -156,6 +159,8 @@ class VhostUserNode:
         self._timeout = timeout
         self._until = threading.local()
         self._daemon = daemon
+        self.program = None if daemon is None else daemon.program
+        """The path of the back end's program, where this process has started it."""
         self._roots = roots or Roots()
         self._closed = False
         self._connection: Connection | None = None

@@ -239,8 +239,8 @@ def plugged_memory_stays(t: Trial) -> Outcome:
 )
 def plugged_memory_works(t: Trial) -> Outcome:
     """By the CPU and by a device: a request is taken out of a plugged block, and its response is put there."""
-    t.need(not t.dma.translated, "the device does not use guest-physical addresses")
     with pattern_of(t) as (blocks, contents):
+        t.need(not t.dma.translated, "the device does not use guest-physical addresses")
         t.expect(not contents.changed(), "what the CPU writes is not there", "the pattern")
         for there, here in ((contents.start, contents.last), (contents.last, contents.start)):
             contents.write(there, struct.pack("<H6xQH6x", Request.STATE, contents.start, 1))

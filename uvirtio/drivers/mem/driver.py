@@ -419,7 +419,7 @@ class Mem(Driver):
             timeout: Seconds in all; the device's own where None.
 
         Raises:
-            MemBusy: The device was busy until ``timeout``.
+            MemBusy: The device was busy until ``timeout``, or until too late for one more answer.
         """
         seconds = self.device.seconds(timeout)
         deadline = self.device.clock.monotonic() + seconds
@@ -427,16 +427,18 @@ class Mem(Driver):
             self._patiently(act, deadline)
 
     def _patiently(self, act: Callable[[float], None], deadline: float) -> None:
-        pause = BUSY_FIRST
+        clock, pause, slowest = self.device.clock, BUSY_FIRST, 0.0
         while True:
+            begin = clock.monotonic()
             try:
-                act(max(0.0, deadline - self.device.clock.monotonic()))
+                act(max(0.0, deadline - begin))
                 return
             except MemBusy:
-                left = deadline - self.device.clock.monotonic()
-                if left <= 0:
+                now = clock.monotonic()
+                slowest = max(slowest, now - begin)
+                self.pause(max(0.0, min(deadline - now, jittered(pause, clock))))
+                if clock.monotonic() + slowest >= deadline:  # an answer would come too late: DeviceTimeout
                     raise
-                self.pause(min(left, jittered(pause, self.device.clock)))
                 pause = min(pause * 2, BUSY_LAST)
 
     def pause(self, seconds: float) -> bool:
