@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--engine",
         choices=("own", "atheris"),
         default="own",
-        help="atheris: libFuzzer with one TARGET, for a longer look (pip install 'uvirtio[fuzz]')",
+        help="atheris: libFuzzer with one TARGET, to the first finding; --hours bounds it (the extra 'fuzz')",
     )
     return top
 
@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
             return replay(chosen[0], options.replay.read_bytes())
         from fuzzers import libfuzzer
 
-        return libfuzzer.run(chosen[0].name, options.runs, options.seed or 1, _folder(options.out))
+        runs, seconds = (-1, max(1, round(options.hours * _HOUR))) if options.hours else (options.runs, 0)
+        return libfuzzer.run(chosen[0].name, runs, options.seed or 1, _folder(options.out), seconds)
     return Run(chosen, options).run()
 
 
@@ -150,13 +151,7 @@ class Run:
         path = _folder(self._out) / finding.file
         path.write_bytes(finding.data)
         self._found.append(finding)
-        print(
-            f"\nFOUND in {finding.target}: {finding.key}\n{finding.text}"
-            f"seed {self._seed}, execution {finding.execution:,}; {finding.was} bytes, made {len(finding.data)}\n"
-            f"replay: tools/fuzz {finding.target} --replay {path}\n"
-            f"corpus: {finding.data.hex()[:400]}\n",
-            flush=True,
-        )
+        print(finding.report(path, f"seed {self._seed}, "), flush=True)
 
 
 def keep(name: str, inputs: list[bytes], most: int = 40) -> None:

@@ -47,6 +47,20 @@ class Finding:
         """A name for the file of the input."""
         return f"{self.target}-{hashlib.sha256(self.data).hexdigest()[:12]}"
 
+    def report(self, path: Path, seed: str = "") -> str:
+        """What is printed of it.
+
+        Args:
+            path: The file that its input is in.
+            seed: What is said of the seed, before the execution.
+        """
+        return (
+            f"\nFOUND in {self.target}: {self.key}\n{self.text}"
+            f"{seed}execution {self.execution:,}; {self.was} bytes, made {len(self.data)}\n"
+            f"replay: tools/fuzz {self.target} --replay {path}\n"
+            f"corpus: {self.data.hex()[:400]}\n"
+        )
+
 
 _PACKAGE = f"{Path(uvirtio.__file__).parent}/"
 

@@ -174,6 +174,14 @@ def _build_venv(path: Path, interpreter: Interpreter | None) -> None:
         print(f"lab: Python {interpreter} goes without the extra 'input': {last}", flush=True)
 
 
+def extra(python: Path, name: str, library: str) -> None:
+    """Put an extra of the package into an environment, where the library that it is about is missing."""
+    probe = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({library!r}) is None)"
+    if subprocess.run([str(python), "-c", probe], stdin=subprocess.DEVNULL, timeout=60).returncode:
+        print(f"lab: installing the extra {name!r}", file=sys.stderr, flush=True)
+        _do([str(python), "-m", "pip", "--disable-pip-version-check", "-qq", "install", f"{CHECKOUT}[{name}]"])
+
+
 def _do(command: list[str]) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=1200)
     if done.returncode:

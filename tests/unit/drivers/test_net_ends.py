@@ -112,7 +112,7 @@ def test_nobody_there_and_answers_that_are_none() -> None:
         )
         good[34] = 0
         good[36:38] = checksum(b"\0\0\0\0" + good[38:50]).to_bytes(2, "big")
-        for at in (12, 14, 23, 26, 33, 34, 36, 39, 41, 49):  # one byte of it is another
+        for at in (12, 14, 22, 23, 26, 33, 34, 36, 39, 41, 49):  # one byte of it is another
             bad = bytearray(good)
             bad[at] ^= 1
             model.inject(bytes(bad))
@@ -286,6 +286,15 @@ def test_what_is_no_end(text: str) -> None:
 def test_an_end_that_cannot_be_read_is_an_error() -> None:
     with Datagrams(os.open("/", os.O_RDONLY)) as end, pytest.raises(OperationFailed, match="read from"):
         end.receive(4)
+
+
+def test_an_end_whose_other_side_has_closed_gives_no_frame() -> None:
+    ours, theirs = os.pipe()
+    with Datagrams(ours) as end:
+        os.write(theirs, b"frame")
+        assert end.receive(4) == [b"frame"] and not end.ended
+        os.close(theirs)
+        assert end.receive(4) == [] and end.ended
 
 
 def test_ends_that_cannot_be_reached(tmp_path: Path) -> None:

@@ -306,6 +306,19 @@ def test_sizes_that_no_request_can_have(wrong: dict[str, int]):
         Scsi(device)
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("cdb_size", 16, 260), ("sense_size", 18, 1024), ("event_info_size", 16, 4096)]
+)
+def test_sizes_at_their_limits_are_taken_and_beyond_them_refused(name: str, least: int, most: int):
+    for value, good in ((least - 1, False), (least, True), (most, True), (most + 1, False)):
+        with opening.identify("0000:00:04.0", ScriptedDevice(ScsiHost(**{name: value}))) as device:
+            if good:
+                Scsi(device)
+                continue
+            with pytest.raises(ConfigError, match=name):
+                Scsi(device)
+
+
 def test_limits_of_a_small_device():
     model = ScsiHost(seg_max=1, max_sectors=2, sense_size=18, cdb_size=16)
     with driven(model, allow_write=True) as (_, scsi):

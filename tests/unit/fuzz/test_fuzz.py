@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 
-from fuzzers import findings, loop, target, targets
+from fuzzers import findings, libfuzzer, loop, target, targets
 
 from uvirtio.errors import Closed, UvirtioError
 from uvirtio.host import denylist
@@ -143,3 +143,35 @@ def test_the_same_seed_gives_the_same_run(made: Any) -> None:
     runs = [fuzzed(made(targets.BY_NAME["evemu"]), 700, seed) for seed in (3, 3, 4)]
     assert runs[0].kept == runs[1].kept != runs[2].kept
     assert runs[0].executions == runs[1].executions
+
+
+def test_what_libfuzzer_is_told_to_run_tells_and_keeps_what_it_finds(
+    made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = libfuzzer.Once(made(Toy), tmp_path)
+    once(b"")
+    with pytest.raises(KeyError):
+        once(b"what is wrong here")
+    (file,) = tmp_path.iterdir()
+    said = capsys.readouterr().out
+    assert file.read_bytes() == b"wrong" and f"--replay {file}" in said and "execution 2; 18 bytes, made 5" in said
+
+
+def test_libfuzzer_is_told_of_descriptors_that_stay_open(made: Any, tmp_path: Path) -> None:
+    one = made(Toy)
+    once = libfuzzer.Once(one, tmp_path)
+    once(b"leak")  # what is opened once, and kept, is no leak
+    once(b"")
+    with pytest.raises(AssertionError, match="Leaked"):
+        once(b"leak")
+    (file,) = tmp_path.iterdir()
+    assert file.read_bytes() == b"leak"
+
+
+def test_without_atheris_that_is_said(
+    made: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "atheris", None)
+    assert libfuzzer.run("qmp", 1, 1, tmp_path) == 4
+    assert "uvirtio[fuzz]" in capsys.readouterr().err
+    assert libfuzzer.quoted(b'a"\0') == '"\\x61\\x22\\x00"' and not libfuzzer.quoted(b"")

@@ -94,6 +94,19 @@ def test_out_of_order_is_a_lie_unless_it_is_a_batch(kind: dict[str, Any]):
     corrupt(rig, first.head)
 
 
+@pytest.mark.fault(29)
+@both
+@pytest.mark.parametrize("in_order", [False, True])
+def test_what_was_added_and_not_shown_cannot_have_been_used(format: str, in_order: bool):
+    hidden = post(Rig(8, format=format, in_order=in_order), range(3))[2].head
+    rig = Rig(8, format=format, in_order=in_order)
+    first, _ = post(rig, range(2))
+    rig.queue.add((), [(A, 10)], 2)
+    rig.device.lies.used_id = lambda ident: hidden
+    rig.device.push(first, 0)
+    corrupt(rig, hidden)
+
+
 def test_a_split_index_that_falls_short_of_the_chain_named_is_a_lie():
     rig = Rig(8, in_order=True)
     post(rig, range(4))

@@ -281,6 +281,61 @@ def test_one_after_the_other_goes_on_until_as_many_are_used_as_were_asked_for():
     assert bench.reap() == [0, 5, 3, 6, 1]
 
 
+def looks_of(trace: list[tuple[str, str, int]]) -> int:
+    """How often used.idx was read."""
+    return trace.count(("load", "_used", 1))
+
+
+@pytest.mark.parametrize(("out", "used", "looks"), [(1, 1, 1), (16, 1, 3), (16, 2, 1), (16, 3, 1)])
+def test_of_many_in_flight_an_eighth_is_waited_for_and_of_few_none(out: int, used: int, looks: int):
+    bench = Bench({"format": "split"}, 32, 16)
+    bench.finish(*bench.post(*range(out))[:used])
+    trace = traced(bench.rig)
+    assert bench.slots.relay(3, no_kick) == used and looks_of(trace) == looks
+
+
+def test_when_nothing_is_laid_any_more_no_further_look_is_taken():
+    bench = Bench({"format": "split"})
+    posted, kicks = bench.post(0), []
+    bench.slots.submit([5], show=False)
+    bench.finish(*posted)
+    trace = traced(bench.rig)
+
+    def kick() -> None:
+        kicks.append(5)
+        bench.finish(*bench.rig.device.pop_all())
+
+    assert bench.slots.relay(3, kick, 8) == 2 and kicks == [5] and looks_of(trace) == 2
+
+
+def test_what_is_laid_is_fenced_before_the_index_that_shows_it():
+    bench = Bench({"format": "split"})
+    posted = bench.post(0)
+    bench.slots.submit([5], show=False)
+    bench.finish(*posted)
+    trace = traced(bench.rig, weak=True)
+    bench.slots.relay(1, lambda: None)
+    assert trace == [
+        ("load", "_used", 1),
+        ("fence", "order", 0),
+        ("store", "_avail", 1),
+        ("fence", "full", 0),
+        ("load", "_used", 0),
+    ]
+
+
+@pytest.mark.spec("SPL-25", "SPL-26")
+@pytest.mark.parametrize(("event", "kicks"), [(1, 1), (0, 0), (2, 0)])
+def test_what_goes_out_as_others_come_back_is_told_where_the_device_asked(event: int, kicks: int):
+    bench = Bench({"format": "split", "event_idx": True})
+    posted, seen = bench.post(0), []
+    bench.slots.submit([5], show=False)
+    bench.finish(*posted)
+    bench.rig.device.write_avail_event(event)
+    assert bench.slots.relay(1, lambda: seen.append(1)) == 1
+    assert len(seen) == kicks
+
+
 @pytest.mark.parametrize("jump", [-1, 1])
 def test_an_index_that_goes_back_or_beyond_in_the_middle_ends_it(jump: int):
     bench = Bench({"format": "split"})

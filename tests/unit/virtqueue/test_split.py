@@ -310,3 +310,16 @@ def test_an_index_beyond_what_is_in_flight_announces_nothing(kind: dict[str, Any
     with pytest.raises(RingCorruption):
         rig.queue.announced()
     assert rig.queue.broken
+
+
+@pytest.mark.spec("SPL-25")
+@pytest.mark.parametrize(("event_idx", "wanted"), [(False, True), (True, False), (False, False), (True, True)])
+def test_only_who_wants_the_next_interrupt_asks_for_it_and_looks_again(event_idx: bool, wanted: bool):
+    rig = Rig(8, event_idx=event_idx)
+    for chain in rig.out(1, 2):
+        rig.device.push(chain, 0)
+    rig.queue.want_interrupts(wanted)
+    before = rig.fences, rig.visible()
+    asked = event_idx and wanted
+    assert rig.queue.took(1) == int(asked)
+    assert ((rig.fences, rig.visible()) == before) is not asked
