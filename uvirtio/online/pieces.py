@@ -30,6 +30,7 @@ from uvirtio.host import privilege, remedies, sysfs
 from uvirtio.host.drivers import KMEM
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
 from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState
+from uvirtio.online.policy import BlockPolicy
 
 WRITE_SECONDS = 20.0
 """Seconds that the kernel may take for a write that does not have to wait for pages to move."""
@@ -68,6 +69,7 @@ class SystemMemory:
         self._writer = writer or ChildWriter()
         self._load = load or module_loader(kernel.roots)
         self._sleep = sleep
+        self._policy = BlockPolicy(kernel, self._write, sleep)
         self._region: Path | None = None
         self._tries: dict[str, float] = {}
         self.retries = 0
@@ -137,11 +139,14 @@ class SystemMemory:
     def clear_leftovers(self) -> None:
         """Destroy the dax devices that an interrupted run created and did not bind, or unbound; they are unused.
 
+        If it was killed while it added memory, ``auto_online_blocks`` is set to what it was, too.
+
         Raises:
             Busy: Another process is working on the same dax region.
             OperationFailed: The kernel refused a write; Blocked where it did not return in time.
         """
         with self.locked():
+            self._policy.recover()
             self._clear_leftovers()
 
     def _clear_leftovers(self) -> None:
@@ -208,9 +213,10 @@ class SystemMemory:
         Raises:
             BadSize: These are not whole memory blocks, or not all in the region.
             InUse: A dax device or Linux has some of it already.
-            Busy: Another process is working on the same dax region.
+            Busy: Another process is working on the same dax region, or adds memory elsewhere.
             OperationFailed: The kernel refused a step; Blocked where a write did not return in time.
             NotSupported: The kernel has no memory blocks.
+            EnvironmentLack: There is no place for a record of what is changed meanwhile.
         """
         block = self.kernel.block_size()
         size = block if size is None else size
@@ -226,7 +232,7 @@ class SystemMemory:
         with self.locked():
             directory = self._create(start, size)
         try:
-            with self._movable():
+            with self._policy.movable():
                 self._bind(directory)
                 self._blocks_online(start, size)
         except BaseException:
@@ -275,20 +281,6 @@ class SystemMemory:
                 expected=KMEM,
                 remedy="see the kernel's log (dmesg)",
             )
-
-    @contextmanager
-    def _movable(self) -> Iterator[None]:
-        """While memory is added: blocks that the kernel onlines by itself go to ZONE_MOVABLE."""
-        path = self.kernel.memory / "auto_online_blocks"
-        before = sysfs.read(path, 64)
-        if before not in ("online", "online_kernel"):
-            yield
-            return
-        self._write(path, "online_movable")
-        try:
-            yield
-        finally:
-            self._write(path, before)
 
     def _blocks_online(self, start: int, size: int) -> None:
         for directory, state in self.kernel.blocks(start, size).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from contextlib import suppress
@@ -15,6 +16,8 @@ from uvirtio.drivers.mem import Outcome
 from uvirtio.errors import (
     BadSize,
     Blocked,
+    Busy,
+    EnvironmentLack,
     InUse,
     ModuleLack,
     NotSupported,
@@ -383,6 +386,35 @@ def test_a_piece_is_one_memory_block_and_movable(fake, ready):
     assert fake.total() == UNIT
     policy = [text for where, text in fake.writes if where.endswith("auto_online_blocks")]
     assert policy == ["online_movable", "online"]  # and what it was afterwards
+
+
+@pytest.mark.fault(79)
+def test_a_policy_that_a_killed_run_has_left_is_given_back(fake, ready):
+    record, policy = fake.roots.run / "uvirtio/auto_online_blocks", fake.memory / "auto_online_blocks"
+    ready.online(ADDR)
+    assert record.read_text() == "" and policy.read_text().strip() == "online"
+    record.write_text("online_kernel\n")
+    policy.write_text("online_movable\n")
+    with record.open() as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        ready.clear_leftovers()  # it is not dead
+        assert policy.read_text().strip() == "online_movable"
+        with pytest.raises(Busy, match="another process adds memory"), ready._policy.movable(0.0):
+            pass
+    ready.clear_leftovers()
+    assert policy.read_text().strip() == "online_kernel" and record.read_text() == ""
+    record.write_text("online\n")  # it was killed before its change, or somebody else has changed it since
+    ready.clear_leftovers()
+    assert policy.read_text().strip() == "online_kernel" and record.read_text() == ""
+
+
+def test_without_a_record_the_policy_is_not_changed(fake, ready):
+    fake.roots.run.mkdir(exist_ok=True)
+    (fake.roots.run / "uvirtio").write_text("no directory")
+    with pytest.raises(EnvironmentLack, match="cannot be written"):
+        ready.online(ADDR)
+    assert not [text for where, text in fake.writes if where.endswith("auto_online_blocks")]
+    assert fake.total() == 0
 
 
 def test_where_nothing_comes_online_by_itself_it_is_brought_online(fake, ready):
