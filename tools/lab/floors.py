@@ -152,9 +152,11 @@ class Runner:
         note, alarms, faults = "", [], []
         try:
             with Vm(config) as vm:
-                code = vm.wait()
+                try:
+                    code = vm.wait()
+                finally:  # of a guest that panicked it is all that is left
+                    report.with_suffix(".dmesg").write_text(vm.dmesg())
                 alarms, faults = vm.alarms(), vm.faults()
-                report.with_suffix(".dmesg").write_text(vm.dmesg())
                 if (vm.out / inside.name).exists():
                     shutil.copy(vm.out / inside.name, report)
         except LabError as error:
