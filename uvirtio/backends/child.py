@@ -12,6 +12,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from uvirtio.errors import OperationFailed, UvirtioError
 from uvirtio.host import limits
@@ -99,7 +100,8 @@ class ChildProcess:
     def _signal(self, number: int) -> None:
         """Send a signal, unless it has ended; the lock is held, so that the PID is still the program's."""
         if self._pid is not None and not self.exited:
-            os.kill(self._pid, number)
+            with suppress(ProcessLookupError):  # a handler of this process's took it
+                os.kill(self._pid, number)
 
     def _keep(self, binary: str, arguments: list[str], fds: list[int]) -> None:
         """Run the keeper thread: start the program, wait for its end, signal it."""
