@@ -18,7 +18,7 @@ from uvirtio.errors import OperationFailed, UvirtioError
 from uvirtio.host import limits
 from uvirtio.host.pattern import Pattern
 
-_WARNING = Pattern(r"(?:.*: )?(?:warning|info): .*")
+_WARNING = Pattern(r"(?:^|: )(?:warning|info): ")
 _SIGPIPE, _SIGXFSZ = 13, 25  # the same on every Linux that Python runs on but MIPS and PA-RISC
 _SIGKILL, _SIGTERM = 9, 15  # the module signal takes as long to import as QEMU's arguments to make
 _PR_SET_PDEATHSIG = 1
@@ -167,7 +167,7 @@ class ChildProcess:
         for name in (self._binary, os.path.basename(self._binary)):  # noqa: PTH119  # pathlib is not imported
             text = text.replace(f"{name}: ", "")
         lines = [line for line in text.splitlines() if line.strip()]
-        causes = [line for line in lines if _WARNING.fullmatch(line) is None]
+        causes = [line for line in lines if _WARNING.search(line) is None]
         return "\n".join(causes) if causes or not lines else "only warnings: " + "\n".join(lines)
 
     def close(self) -> None:
