@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.polling import readable
+from uvirtio.backends.qemu.config_space import config_space
 from uvirtio.backends.qemu.events import LineEvent
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, Misuse, QemuFailed
@@ -315,6 +316,18 @@ def test_registers_are_windows() -> None:
         with pytest.raises(Closed):
             memory.read8(0)
     assert commands == ["readl 0x1004", "outw 0xc002 0x1234"]
+
+
+def test_configuration_space_makes_no_exchange_outside_of_it_or_after_its_end() -> None:
+    with played(lambda line: b"OK 0x" + b"00" * 256 + b"\n") as (qtest, _, commands):
+        config = config_space(qtest, 0xB0000000, 8)
+        assert config.length == 256  # no capability, so not PCI Express
+        with pytest.raises(Misuse, match="access"):
+            config.exchange([(0x04, 2, None), (0x100, 4, None)])
+        config.close()
+        with pytest.raises(Closed):
+            config.exchange([(0x04, 2, None)])
+    assert commands == ["read 0xb0008000 0x100"]
 
 
 # --- the interrupt pin as an event ---
