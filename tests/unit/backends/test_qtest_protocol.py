@@ -64,8 +64,8 @@ def test_commands_as_qemu_reads_them() -> None:
         assert qtest.port_in(1, 0xC000) == 0x12
         qtest.write(2, 0x10, 0xFFFF)
         qtest.port_out(4, 0xCF8, 0x80000000)
-        assert qtest.indexed_in(0xCF8, 0x80000010, 2, 0xCFE) == 0x12
-        qtest.indexed_out(0xCF8, 0x80000010, 1, 0xCFC, 7)
+        assert qtest.exchange([(0xCF8, 4, 0x80000010), (0xCFE, 2, None)], ports=True) == [0x12]
+        assert qtest.exchange([(0xCF8, 4, 0x80000010), (0xCFC, 1, 7)], ports=True) == []
         qtest.write_many(4, [(8, 1), (4, 2)])
         qtest.intercept("ioapic")
         qtest.intercept("/machine/unattached/device[1]")
