@@ -134,7 +134,7 @@ def test_a_machine_that_slept_has_lost_its_memory_unless_the_device_keeps_it() -
         function, ports = machine.functions[0], machine.qtest
 
         def southbridge(register: int, width: int, value: int) -> None:  # ICH9's LPC function, 00:1f.0
-            ports.indexed_out(0xCF8, 1 << 31 | 0x1F << 11 | register, width, 0xCFC, value)
+            ports.exchange([(0xCF8, 4, 1 << 31 | 0x1F << 11 | register), (0xCFC, width, value)], ports=True)
 
         with identify(function.address, function, timeout=20) as device, Mem(device) as mem:
             mem.plug(mem.addr, 16)

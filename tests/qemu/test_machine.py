@@ -199,6 +199,17 @@ def test_a_device_that_is_plugged_in_works_in_every_interrupt_mode(machine: Mach
         assert machine.qmp("query-balloon")["actual"] == machine.memory.size - MIB
 
 
+@pytest.mark.parametrize("given", ["nothing", "an image", "a command"])
+def test_what_was_given_to_qemu_while_it_ran_is_left_in_order(given: str, image: Path) -> None:
+    """A format such as qcow2 is complete in its file only when QEMU has quit."""
+    with Machine(devices=["virtio-rng-pci"], root_ports=1) as machine:
+        if given == "an image":
+            machine.plug("virtio-blk-pci", drive=image)
+        elif given == "a command":
+            machine.qmp("query-status")
+    assert machine.process._code == (-signal.SIGKILL if given == "nothing" else 0)
+
+
 def test_sockets_are_free_again_after_an_unplug(machine: Machine) -> None:
     before = [function.address for function in machine.functions]
     for number in range(4):

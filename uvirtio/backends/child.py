@@ -12,12 +12,13 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from uvirtio.errors import OperationFailed, UvirtioError
 from uvirtio.host import limits
 from uvirtio.host.pattern import Pattern
 
-_WARNING = Pattern(r"(?:.*: )?(?:warning|info): .*")
+_WARNING = Pattern(r"(?:^|: )(?:warning|info): ")
 _SIGPIPE, _SIGXFSZ = 13, 25  # the same on every Linux that Python runs on but MIPS and PA-RISC
 _SIGKILL, _SIGTERM = 9, 15  # the module signal takes as long to import as QEMU's arguments to make
 _PR_SET_PDEATHSIG = 1
@@ -99,7 +100,8 @@ class ChildProcess:
     def _signal(self, number: int) -> None:
         """Send a signal, unless it has ended; the lock is held, so that the PID is still the program's."""
         if self._pid is not None and not self.exited:
-            os.kill(self._pid, number)
+            with suppress(ProcessLookupError):  # a handler of this process's took it
+                os.kill(self._pid, number)
 
     def _keep(self, binary: str, arguments: list[str], fds: list[int]) -> None:
         """Run the keeper thread: start the program, wait for its end, signal it."""
@@ -165,7 +167,7 @@ class ChildProcess:
         for name in (self._binary, os.path.basename(self._binary)):  # noqa: PTH119  # pathlib is not imported
             text = text.replace(f"{name}: ", "")
         lines = [line for line in text.splitlines() if line.strip()]
-        causes = [line for line in lines if _WARNING.fullmatch(line) is None]
+        causes = [line for line in lines if _WARNING.search(line) is None]
         return "\n".join(causes) if causes or not lines else "only warnings: " + "\n".join(lines)
 
     def close(self) -> None:

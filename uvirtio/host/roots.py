@@ -61,7 +61,7 @@ class Roots:
     @property
     def live(self) -> bool:
         """Whether ``sys`` is this machine's own sysfs: only then can the kernel be asked to load a module."""
-        return self._places[0] == "/sys"
+        return str(self.sys) == "/sys"
 
     @classmethod
     def under(cls, root: str | Path) -> Roots:

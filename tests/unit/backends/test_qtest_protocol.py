@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.polling import readable
+from uvirtio.backends.qemu.config_space import config_space
 from uvirtio.backends.qemu.events import LineEvent
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, Misuse, QemuFailed
@@ -63,8 +64,8 @@ def test_commands_as_qemu_reads_them() -> None:
         assert qtest.port_in(1, 0xC000) == 0x12
         qtest.write(2, 0x10, 0xFFFF)
         qtest.port_out(4, 0xCF8, 0x80000000)
-        assert qtest.indexed_in(0xCF8, 0x80000010, 2, 0xCFE) == 0x12
-        qtest.indexed_out(0xCF8, 0x80000010, 1, 0xCFC, 7)
+        assert qtest.exchange([(0xCF8, 4, 0x80000010), (0xCFE, 2, None)], ports=True) == [0x12]
+        assert qtest.exchange([(0xCF8, 4, 0x80000010), (0xCFC, 1, 7)], ports=True) == []
         qtest.write_many(4, [(8, 1), (4, 2)])
         qtest.intercept("ioapic")
         qtest.intercept("/machine/unattached/device[1]")
@@ -315,6 +316,18 @@ def test_registers_are_windows() -> None:
         with pytest.raises(Closed):
             memory.read8(0)
     assert commands == ["readl 0x1004", "outw 0xc002 0x1234"]
+
+
+def test_configuration_space_makes_no_exchange_outside_of_it_or_after_its_end() -> None:
+    with played(lambda line: b"OK 0x" + b"00" * 256 + b"\n") as (qtest, _, commands):
+        config = config_space(qtest, 0xB0000000, 8)
+        assert config.length == 256  # no capability, so not PCI Express
+        with pytest.raises(Misuse, match="access"):
+            config.exchange([(0x04, 2, None), (0x100, 4, None)])
+        config.close()
+        with pytest.raises(Closed):
+            config.exchange([(0x04, 2, None)])
+    assert commands == ["read 0xb0008000 0x100"]
 
 
 # --- the interrupt pin as an event ---

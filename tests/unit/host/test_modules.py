@@ -109,6 +109,11 @@ def live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Roots, "live", property(lambda self: True))
 
 
+def test_only_this_machines_own_sysfs_is_live(tmp_path: Path) -> None:
+    assert Roots().live and Roots("/sys/").live and Roots.under("/").live
+    assert not Roots.under(tmp_path).live
+
+
 @pytest.mark.parametrize(
     ("script", "presence"),
     [

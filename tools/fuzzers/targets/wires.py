@@ -128,7 +128,7 @@ class QtestAnswers(Target):
             try:
                 value = client.read(4, 0xE000_0000)
                 client.write(2, 0xE000_0000, 0xFFFF)
-                client.indexed_in(0xCF8, 0x8000_0000, 2, 0xCFC)
+                client.exchange([(0xCF8, 4, 0x8000_0000), (0xCFC, 2, None)], ports=True)
                 client.write_many(4, [(0, 1), (4, 2)])
                 client.intercept("ioapic")
                 client.drain()

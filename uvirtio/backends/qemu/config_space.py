@@ -107,8 +107,9 @@ class ConfigSpace(WidthRegisters):
     def exchange(self, steps: Sequence[Step]) -> list[int]:
         """Make several accesses in one round trip; see ``Exchanges``."""
         for at, width, value in steps:
+            place = self._place(at, width)
             if value is not None:
-                self._written(self._place(at, width), width)
+                self._written(place, width)
         return exchange(self._inner, steps)
 
 

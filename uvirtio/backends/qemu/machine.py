@@ -297,6 +297,7 @@ class Machine:
             DeviceTimeout: QEMU does not respond within the machine's time-out.
             Closed: The machine is closed.
         """
+        self.process.disposable = False  # it may give QEMU an image whose format has to be finished
         return self.qmp_client.execute(command, **arguments)
 
     def qmp_events(self, name: str, timeout: float = 0.0) -> list[dict[str, Any]]:
@@ -337,6 +338,8 @@ class Machine:
         check_device(device, self.model, self._program)
         port = self._sockets.free(device)
         part = self._supply.add(device, None if drive is None else image_at(drive), late=True)
+        if drive is not None:
+            self.process.disposable = False
         try:
             self._sockets.plug(part, self.files.get(part.id), port)
             if port is None:

@@ -156,7 +156,8 @@ class QemuProcess(ChildProcess):
         """Start QEMU; the other parameters are those of ``ChildProcess``.
 
         Args:
-            disposable: It has nothing of the caller's (an image, a socket's name, arguments) to leave in order.
+            disposable: It has nothing of the caller's (an image, a socket's name, arguments) to leave in order, as
+                long as nothing is given to it later.
         """
         self.disposable = disposable
         super().__init__(binary, arguments, fds, timeout=timeout)

@@ -98,29 +98,6 @@ class Qtest(Connection):
         """Write an I/O port, ``width`` bytes."""
         self._ask(f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n")
 
-    def indexed_in(self, index_port: int, index: int, width: int, port: int) -> int:
-        """Write a 32-bit index register, then read a data port: two commands, one round trip.
-
-        Args:
-            index_port: The port of the index register.
-            index: What is written there.
-            width: Width of the data port, in bytes.
-            port: The data port.
-        """
-        return self.exchange([(index_port, 4, index), (port, width, None)], ports=True)[0]
-
-    def indexed_out(self, index_port: int, index: int, width: int, port: int, value: int) -> None:
-        """Write a 32-bit index register, then a data port: two commands, one round trip.
-
-        Args:
-            index_port: The port of the index register.
-            index: What is written there.
-            width: Width of the data port, in bytes.
-            port: The data port.
-            value: What is written there.
-        """
-        self.exchange([(index_port, 4, index), (port, width, value)], ports=True)
-
     def write_many(self, width: int, writes: Sequence[tuple[int, int]]) -> None:
         """Write (address, value) pairs of ``width`` bytes each in their order, without waiting for each."""
         self.exchange([(at, width, value) for at, value in writes])
