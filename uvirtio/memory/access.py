@@ -90,7 +90,8 @@ _write_descriptor: DescriptorWriter = Struct("QIHH").pack_into
 def descriptor_writer(words: memoryview) -> DescriptorWriter:
     """Return what writes a whole descriptor to a view of 64-bit words, in one call.
 
-    It stores zero first, so it is for what the device does not look at yet.
+    It stores zero first, so it is for what the device does not take yet: it may look at the flags of the next slot
+    of a packed ring, where zero is available in no lap (2.8.1).
     """
     return _write_descriptor if isinstance(words, memoryview) else _write_two_words
 

@@ -196,10 +196,12 @@ class PackedQueue(VirtqueueBase):
                 address, length = self._tables[ident], count * DESC_SIZE
                 flags |= ring.DESC_F_INDIRECT
         if slots == 1:
-            if self._hidden is None:
-                self._hidden = place, flags
+            hidden = self._hidden
+            if hidden is None:
+                hidden = place, flags
                 flags ^= PACKED_DESC_F_AVAIL  # looks like a slot of the lap before (2.8.1)
             self._put(self._desc, DESC_SIZE * place, address, length, ident, flags)
+            self._hidden = hidden  # now: of what cannot be written nothing is published
         else:
             self._fill_list(first, ident, readable, writable)
         number = self._laid

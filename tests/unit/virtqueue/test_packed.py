@@ -319,6 +319,17 @@ def test_lies_of_a_device_that_is_known_to_set_write(lap: int, slot: dict[str, i
     assert error.about == "used-len" or error.expected == "the id of one of 2 chains in flight"
 
 
+@pytest.mark.parametrize("element", [(A, 64.0), (float(A), 64)])
+def test_what_cannot_be_written_is_not_published(element: Any):
+    rig = packed()
+    with pytest.raises((TypeError, struct.error)):
+        rig.queue.add((), [element], "none")
+    assert not rig.queue.publish() and not rig.device.pop_all()
+    (chain,) = rig.out("one")
+    rig.device.push(chain, 64)
+    assert [done.cookie for done in rig.queue.reap()] == ["one"]
+
+
 @pytest.mark.parametrize("write", [True, False])
 def test_the_flags_of_the_lap_before_are_not_those_of_a_used_slot(write: bool):
     rig = packed(start=8)
