@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
+from uvirtio.backends.capability_list import capabilities
 from uvirtio.backends.qemu.qtest import MemoryRegisters, Qtest
 from uvirtio.interfaces.memory import Registers, Step
 from uvirtio.memory.access import WidthRegisters, exchange, read_field, write_field
@@ -82,10 +83,13 @@ class ConfigSpace(WidthRegisters):
         for at, length in _FIXED_HEADER:
             self._fix(at, length)
         express = False
-        for at, kind in _capabilities(self._image):
+        for at, kind in capabilities(self._read_once):
             express = express or kind == spec.CapId.EXPRESS
             self._fix(at, _fixed_part(self._image, at, kind))
         super().__init__(0, spec.EXPRESS_CONFIG_SIZE if express else spec.CONFIG_SIZE)
+
+    def _read_once(self, at: int, width: int) -> int:
+        return int.from_bytes(self._image[at : at + width], "little")
 
     def _fix(self, at: int, length: int) -> None:
         length = min(length, spec.CONFIG_SIZE - at)
@@ -93,7 +97,7 @@ class ConfigSpace(WidthRegisters):
 
     def _read(self, place: int, width: int) -> int:
         if self._fixed[place : place + width] == b"\1" * width:
-            return int.from_bytes(self._image[place : place + width], "little")
+            return self._read_once(place, width)
         return read_field(self._inner, place, width)
 
     def _write(self, place: int, width: int, value: int) -> None:
@@ -111,18 +115,6 @@ class ConfigSpace(WidthRegisters):
             if value is not None:
                 self._written(place, width)
         return exchange(self._inner, steps)
-
-
-def _capabilities(image: bytes) -> Iterator[tuple[int, int]]:
-    """Yield place and id of each standard capability (PCI 3.0, 6.7); the walk is bounded."""
-    if not int.from_bytes(image[spec.CFG_STATUS : spec.CFG_STATUS + 2], "little") & spec.STATUS_CAP_LIST:
-        return
-    at = image[spec.CFG_CAPABILITIES_POINTER] & spec.CAP_NEXT_MASK
-    for _ in range(spec.MAX_CAPABILITIES):
-        if at < spec.CAP_FIRST:
-            return
-        yield at, image[at]
-        at = image[at + spec.CAP_NEXT] & spec.CAP_NEXT_MASK
 
 
 def _fixed_part(image: bytes, at: int, kind: int) -> int:

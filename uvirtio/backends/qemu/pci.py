@@ -6,15 +6,17 @@ What firmware does before an operating system runs, for the few functions of one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
+from uvirtio.backends.capability_list import capabilities
 from uvirtio.backends.pci_function import bar_of
 from uvirtio.backends.qemu.config_space import ConfigPorts, config_space
 from uvirtio.backends.qemu.models import PciBus
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import CapabilityError, Misuse, OperationFailed
 from uvirtio.interfaces.memory import Registers, Step
-from uvirtio.memory.access import exchange
+from uvirtio.memory.access import exchange, read_field
 from uvirtio.spec import pci as spec
 
 _ALL_ONES = 0xFFFFFFFF
@@ -126,18 +128,9 @@ class HostBridge:
 
 
 def find_capability(config: Registers, wanted: int) -> int | None:
-    """Return the offset of the first standard capability with this id, or None; the walk is bounded."""
-    if not config.read16(spec.CFG_STATUS) & spec.STATUS_CAP_LIST:
-        return None
-    place = config.read8(spec.CFG_CAPABILITIES_POINTER) & spec.CAP_NEXT_MASK
-    for _ in range(spec.MAX_CAPABILITIES):
-        if place < spec.CAP_FIRST:
-            return None
-        header = config.read16(place)
-        if header & 0xFF == wanted:
-            return place
-        place = header >> 8 & spec.CAP_NEXT_MASK
-    return None
+    """Return the offset of the first standard capability with this id, or None."""
+    listed = capabilities(partial(read_field, config))
+    return next((at for at, kind in listed if kind == wanted), None)
 
 
 class Bar(NamedTuple):

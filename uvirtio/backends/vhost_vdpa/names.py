@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from uvirtio.backends.capability_list import capabilities
 from uvirtio.errors import NoSuchDevice, NotBound
 from uvirtio.host import sysfs
 from uvirtio.host.drivers import VDPA, VP_VDPA
@@ -122,14 +123,5 @@ def _config(fd: int, offset: int, width: int) -> int:
 
 
 def _msix_vectors(read: Callable[[int, int], int]) -> int:
-    # Only the heads of capabilities: the data register of the PCI configuration access one is a window into a
-    # BAR (4.1.4.9).
-    has_list = read(pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST
-    at = read(pci.CFG_CAPABILITIES_POINTER, 1) & pci.CAP_NEXT_MASK if has_list else 0
-    for _ in range(pci.MAX_CAPABILITIES):
-        if at < pci.CAP_FIRST:
-            break
-        if read(at, 1) == pci.CapId.MSIX:
-            return (read(at + pci.MSIX_CONTROL, 2) & pci.MSIX_CONTROL_SIZE_MASK) + 1
-        at = read(at + pci.CAP_NEXT, 1) & pci.CAP_NEXT_MASK
-    return 0
+    at = next((at for at, kind in capabilities(read) if kind == pci.CapId.MSIX), None)
+    return 0 if at is None else (read(at + pci.MSIX_CONTROL, 2) & pci.MSIX_CONTROL_SIZE_MASK) + 1
