@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,6 +69,28 @@ def take_lock(address: str, roots: Roots, *, patience: float = 0.0) -> int:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def await_lock(fd: int, timeout: float, sleep: Callable[[float], None]) -> bool:
+    """Lock an open file or directory for this process, waiting for another one's lock (flock(2)).
+
+    Args:
+        fd: Its descriptor; closing it releases the lock.
+        timeout: Seconds to wait.
+        sleep: Sleeps for so many seconds, between two tries.
+
+    Returns:
+        False where another process still had it at the end.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+        sleep(0.05)
 
 
 def _lock(fd: int, roots: Roots, deadline: float) -> None:

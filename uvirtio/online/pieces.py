@@ -8,7 +8,6 @@ unbind a device with online memory: the kernel would keep that memory until the 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from uvirtio.errors import (
 )
 from uvirtio.host import privilege, remedies, sysfs
 from uvirtio.host.drivers import KMEM
+from uvirtio.host.lock import await_lock
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
 from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState
 from uvirtio.online.policy import BlockPolicy
@@ -178,20 +178,13 @@ class SystemMemory:
         """
         fd = os.open(self._ready(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            deadline = time.monotonic() + timeout
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() >= deadline:
-                        raise Busy(
-                            "another process cuts up the same dax region",
-                            seen=f"{self._region} is locked",
-                            expected="one at a time",
-                            remedy="wait for it to end",
-                        ) from error
-                    self._sleep(0.05)
+            if not await_lock(fd, timeout, self._sleep):
+                raise Busy(
+                    "another process cuts up the same dax region",
+                    seen=f"{self._region} is locked",
+                    expected="one at a time",
+                    remedy="wait for it to end",
+                )
             yield
         finally:
             os.close(fd)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from uvirtio.errors import Busy, EnvironmentLack
 from uvirtio.host import privilege, sysfs
+from uvirtio.host.lock import await_lock
 from uvirtio.online.kernel_view import KernelView
 
 MOVABLE = "online_movable"
@@ -103,20 +103,13 @@ class BlockPolicy:
         except OSError as error:
             raise self._no_record(error) from error
         try:
-            deadline = time.monotonic() + timeout
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() >= deadline:
-                        raise Busy(
-                            "another process adds memory, and has changed auto_online_blocks meanwhile",
-                            seen=f"{record} is locked",
-                            expected="one at a time",
-                            remedy="wait for it to end",
-                        ) from error
-                    self._sleep(0.05)
+            if not await_lock(fd, timeout, self._sleep):
+                raise Busy(
+                    "another process adds memory, and has changed auto_online_blocks meanwhile",
+                    seen=f"{record} is locked",
+                    expected="one at a time",
+                    remedy="wait for it to end",
+                )
             yield fd
         finally:
             os.close(fd)
