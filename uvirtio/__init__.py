@@ -10,13 +10,17 @@ UvirtioError; ``help(uvirtio.errors)`` has them, and each can be imported from h
 The names below are imported when they are first asked for, so that ``uvirtio list`` does not load the drivers.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from uvirtio import errors
 from uvirtio.errors import *  # noqa: F403  # its __all__, which is part of ours below
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from uvirtio import qemu
     from uvirtio.binding.api import DeviceInfo, bind, bound, check_denied, find, list, restore
     from uvirtio.binding.bind import Bound

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack, cast
 
-from uvirtio.device.options import OpenKeywords, OpenOptions
+from uvirtio.device.options import OpenOptions
 from uvirtio.errors import (
     BadAddress,
     Misuse,
@@ -27,9 +26,13 @@ from uvirtio.host import addresses, denylist, limits
 from uvirtio.host.addresses import Address
 from uvirtio.host.cpu import require_host
 from uvirtio.host.roots import Roots
+from uvirtio.typed import TYPE_CHECKING, NamedTuple, cast
 
 if TYPE_CHECKING:  # the rest is imported while QEMU starts
+    from typing import Literal, Unpack
+
     from uvirtio.device.core import Device
+    from uvirtio.device.keywords import OpenKeywords
     from uvirtio.interfaces.backend import Backend, MmioWindow, VdpaNode, VhostUserNode
     from uvirtio.interfaces.transport import Transport
     from uvirtio.interfaces.values import Trace

@@ -45,7 +45,11 @@ def test_importing_the_package_loads_nothing_but_its_errors():
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     loaded = set(done.stdout.split())
-    assert {name for name in loaded if name.startswith("uvirtio")} == {"uvirtio", "uvirtio.errors"}
+    assert {name for name in loaded if name.startswith("uvirtio")} == {
+        "uvirtio",
+        "uvirtio.errors",
+        "uvirtio.typed",
+    }
     assert "logging" not in loaded
 
 

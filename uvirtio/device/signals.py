@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # of CPython: what the module signal makes enums of
 
 
 @contextmanager

@@ -14,11 +14,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 from uvirtio.errors import Denied, UvirtioError
 from uvirtio.host import addresses, limits
 from uvirtio.host.roots import Roots
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Of UTF-8; some editors write one."""
 
 
 def patterns(roots: Roots) -> list[str]:
@@ -53,8 +55,8 @@ def _place(roots: Roots) -> str:
 
 
 def _text(path: str) -> str:
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
-        return file.read()
+    with open(path, "rb") as file:  # noqa: PTH123
+        return file.read().removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
 
 
 def _unreadable(path: str, seen: str | None, *, remedy: str = "") -> Denied:
@@ -95,7 +97,7 @@ def _matches(name: str, form: str) -> bool:
 def _forms(pattern: str, roots: Roots) -> Iterator[str]:
     """A pattern as it is written, and the canonical name of the device that it stands for."""
     yield pattern.lower()
-    with suppress(UvirtioError):  # a glob, an unknown word, a disk that does not exist
+    try:
         address = addresses.parse(pattern)
         yield address.canonical.lower()
         if address.family in addresses.LOOKED_UP:
@@ -103,6 +105,8 @@ def _forms(pattern: str, roots: Roots) -> Iterator[str]:
 
             bus, name = device_behind(address, roots)
             yield f"vdpa:{name}".lower() if bus == "vdpa" else addresses.canonical(name).lower()
+    except UvirtioError:  # a glob, an unknown word, a disk that does not exist
+        pass
 
 
 def without_effect(roots: Roots) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
 
 from uvirtio.backends.capability_list import capabilities
 from uvirtio.backends.qemu.qtest import MemoryRegisters, Qtest
 from uvirtio.interfaces.memory import Registers, Step
 from uvirtio.memory.access import WidthRegisters, exchange, read_field, write_field
 from uvirtio.spec import pci as spec
+from uvirtio.typed import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from typing import Final
 
 _CONFIG_ADDRESS: Final = 0xCF8
 _CONFIG_DATA: Final = 0xCFC

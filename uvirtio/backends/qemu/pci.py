@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
 
 from uvirtio.backends.capability_list import capabilities
 from uvirtio.backends.pci_function import bar_of
@@ -18,6 +17,7 @@ from uvirtio.errors import CapabilityError, Misuse, OperationFailed
 from uvirtio.interfaces.memory import Registers, Step
 from uvirtio.memory.access import exchange, read_field
 from uvirtio.spec import pci as spec
+from uvirtio.typed import NamedTuple, Protocol
 
 _ALL_ONES = 0xFFFFFFFF
 _GRAIN = 4096  # what PCI recommends for memory BARs (PCI 3.0, 6.2.5.1)

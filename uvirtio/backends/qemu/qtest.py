@@ -7,20 +7,23 @@ time, also before the response to the command that caused them; they are recorde
 
 from __future__ import annotations
 
-import re
-import socket
+import _socket
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from uvirtio.backends.qemu.connection import Connection
 from uvirtio.errors import Misuse, QemuFailed
+from uvirtio.host.pattern import Pattern
 from uvirtio.interfaces.memory import Step
 from uvirtio.memory.access import WidthRegisters
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _VERBS = {1: "b", 2: "w", 4: "l"}
-_QOM_PATH = re.compile(r"[a-z0-9_/\[\]-]{1,200}")
+_QOM_PATH = Pattern(r"[a-z0-9_/\[\]-]{1,200}")
 _BATCH = 64
 """Commands sent before responses are read: QEMU blocks when its responses are not read, so keep it small."""
 
@@ -66,7 +69,9 @@ class Qtest(Connection):
     owed = "an answer to every qtest command"
     no_answer = "does not answer"
 
-    def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, connection: _socket.socket, *, timeout: float, why: Callable[[], str] | None = None
+    ) -> None:
         """Take over a connected socket; parameters as for ``Connection``."""
         super().__init__(connection, timeout=timeout, why=why)
         self._received = b""
@@ -77,8 +82,8 @@ class Qtest(Connection):
         # The kernel's own time-outs: a Python time-out would cost a poll() before every send and receive.
         connection.settimeout(None)
         seconds = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000) or 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, seconds)
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, seconds)
 
     # --- accesses ---
 
@@ -171,7 +176,7 @@ class Qtest(Connection):
                 self._synchronise()
             for _ in range(_MOST_DRAINED):
                 try:
-                    count = self._socket.recv_into(self._piece, 0, socket.MSG_DONTWAIT)
+                    count = self._socket.recv_into(self._piece, 0, _socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -233,7 +238,7 @@ class Qtest(Connection):
 
     def _send(self, text: str) -> None:
         try:
-            self._socket.sendall(text.encode("ascii"), socket.MSG_NOSIGNAL)
+            self._socket.sendall(text.encode("ascii"), _socket.MSG_NOSIGNAL)
         except BlockingIOError:
             self._silent("does not read commands")
         except OSError as error:

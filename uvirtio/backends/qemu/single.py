@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from uvirtio.backends.qemu import address as addresses
 from uvirtio.backends.qemu.launch import Launch
 from uvirtio.backends.qemu.models import is_mmio
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from uvirtio.backends.qemu.machine import QemuFunction
