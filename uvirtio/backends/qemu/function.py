@@ -255,6 +255,8 @@ class QemuPciFunction(OtherSideOf):
         command = self.config.read16(spec.CFG_COMMAND)
         command = command | spec.Command.MASTER if on else command & ~spec.Command.MASTER
         self.config.write16(spec.CFG_COMMAND, command)
+        if on:
+            self.machine.qtest.settle()  # a kick does not go the same way, and could come first
         self._master = on
 
     @property

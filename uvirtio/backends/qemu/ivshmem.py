@@ -151,6 +151,7 @@ class Bells:
             return None
         vector = self._free_kicks.pop()
         self._pci.msix_set(vector, address, value)
+        self._pci.qtest.settle()  # a kick does not go the way of the entry, and could come first
         return EventfdDoorbell(self, vector, self._kicks[vector], value, process)
 
     def _one_more_kick(self) -> bool:

@@ -299,6 +299,7 @@ class Machine:
             Closed: The machine is closed.
         """
         self.process.disposable = False  # it may give QEMU an image whose format has to be finished
+        self.qtest.settle()  # what a driver wrote comes before what the host does
         return self.qmp_client.execute(command, **arguments)
 
     def qmp_events(self, name: str, timeout: float = 0.0) -> list[dict[str, Any]]:

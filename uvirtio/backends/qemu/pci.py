@@ -324,7 +324,7 @@ class PciAccess:
         return bar.address + offset + vector * spec.MSIX_ENTRY_SIZE
 
     def msix_set(self, vector: int, address: int, data: int) -> None:
-        """Program one entry of the MSI-X table, masked while it changes, and unmask it.
+        """Program one entry of the MSI-X table, masked while it changes, and unmask it; posted.
 
         Args:
             vector: The entry.
@@ -337,15 +337,14 @@ class PciAccess:
         """
         self._check()
         entry = self._entry(vector)
-        self.qtest.write_many(
-            4,
+        self.qtest.post(
             [
-                (entry + 12, spec.MSIX_ENTRY_MASKED),
-                (entry, address & 0xFFFFFFFF),
-                (entry + 4, address >> 32),
-                (entry + 8, data),
-                (entry + 12, 0),
-            ],
+                (entry + 12, 4, spec.MSIX_ENTRY_MASKED),
+                (entry, 4, address & 0xFFFFFFFF),
+                (entry + 4, 4, address >> 32),
+                (entry + 8, 4, data),
+                (entry + 12, 4, 0),
+            ]
         )
 
     def msix_mask(self, vector: int) -> None:
