@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.support.polling import readable
 from tests.support.virtio_state import state
+from uvirtio.backends import child
 from uvirtio.backends.qemu.function import QemuPciFunction
 from uvirtio.backends.qemu.machine import Machine
 from uvirtio.backends.qemu.process import QemuProcess
@@ -650,8 +650,8 @@ def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.Mon
         seen.append(self)
         start(self, *arguments, **options)
 
-    class Interrupted(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
+    class Interrupted(child._Latch):
+        def wait(self, timeout: float) -> bool:
             if super().wait(timeout) and seen[0]._started is self:
                 raise KeyboardInterrupt
             return True
@@ -663,8 +663,7 @@ def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.Mon
     if place == "QMP's greeting":
         monkeypatch.setattr(Qmp, "begin", interrupted)
     else:
-        played = SimpleNamespace(Event=Interrupted, Lock=threading.Lock, Thread=threading.Thread)
-        monkeypatch.setattr("uvirtio.backends.child.threading", played)
+        monkeypatch.setattr(child, "_Latch", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_address("qemu:virtio-rng-pci")
     monkeypatch.undo()
