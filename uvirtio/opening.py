@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 
 from uvirtio.device.options import OpenOptions
 from uvirtio.errors import (
@@ -206,14 +205,20 @@ def _openable(text: str, roots: Roots) -> Address:
     return address
 
 
+_DRIVERS = frozenset({"balloon", "blk", "mem", "net", "rng", "scsi"})
+"""The device types whose driver QEMU's devices are named for."""
+
+
 def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Backend]:
     denylist.check([address], options.roots)
     from uvirtio.backends.qemu.single import open_address
 
-    def meanwhile(bus: str) -> None:
-        """Import what comes next: that takes about as long as QEMU's start."""
-        import_module("uvirtio.device.core")
-        import_module(f"uvirtio.transports.{bus}")
+    def meanwhile(bus: str, kind: str) -> None:
+        """Import what comes next, the type's driver too: that takes no longer than QEMU's start."""
+        __import__("uvirtio.device.core")
+        __import__(f"uvirtio.transports.{bus}")
+        if kind in _DRIVERS:
+            __import__(f"uvirtio.drivers.{kind}")
 
     return address, open_address(address, timeout=options.timeout, meanwhile=meanwhile)
 

@@ -6,8 +6,6 @@ and loads the rest meanwhile.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,6 +67,6 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
 
     def __getattr__(name: str) -> Any:
         if name in _HOMES:
-            found = globals()[name] = getattr(import_module(f"uvirtio.{_HOMES[name]}"), name)
+            found = globals()[name] = getattr(__import__(f"uvirtio.{_HOMES[name]}", fromlist=[name]), name)
             return found
         raise AttributeError(f"module 'uvirtio.device' has no attribute {name!r}")
