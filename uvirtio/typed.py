@@ -24,6 +24,7 @@ else:
             fields = body["__annotations__"]
             defaults = [body.pop(field) for field in fields if field in body]
             made = namedtuple(name, fields, defaults=defaults, module=body["__module__"])
+            made.__new__.__annotations__ = fields
             for key, value in body.items():
                 if key not in ("__slots__", "__module__"):
                     setattr(made, key, value)

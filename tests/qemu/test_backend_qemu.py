@@ -783,6 +783,24 @@ def test_a_device_is_found_started_and_closed_in_few_round_trips(monkeypatch: py
     assert len(waits) <= 49, waits
 
 
+STARTED = """
+import sys, uvirtio
+with uvirtio.open("qemu:virtio-rng-pci") as device, uvirtio.Rng(device) as rng:
+    rng.read(1)
+print(*sys.modules)
+"""
+
+
+def test_a_device_is_driven_without_what_takes_long_to_import() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {
+        *("ctypes", "dataclasses", "importlib.metadata", "inspect", "logging", "pathlib", "selectors", "signal"),
+        *("socket", "subprocess", "typing", "uvirtio.spec.mmio", "uvirtio.spec.type_features"),
+    }
+    assert sum(name.partition(".")[0] == "uvirtio" for name in loaded) <= 101
+
+
 def counting(call: Callable[..., Any], calls: list[object]) -> Callable[..., Any]:
     def counted(*given: Any) -> Any:
         calls.append(given[1:])
