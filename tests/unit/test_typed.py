@@ -58,9 +58,8 @@ QUESTIONS: list[Callable[[Any], object]] = [
     lambda made: (made._fields, made._field_defaults, made.__match_args__, made.__doc__),
     lambda made: (made.__module__, made.__bases__, made.__slots__),
     lambda made: list(made._make([1, 2, "a"])),
-    lambda made: (
-        str(inspect.signature(made.__new__)).partition("x")[2].replace(": 'int'", "").replace(": 'str'", "")
-    ),
+    lambda made: [(one.name, one.default) for one in inspect.signature(made).parameters.values()],
+    lambda made: list(made.__new__.__annotations__) == list(made.__annotations__) == list(made._fields),
     lambda made: list(copy.deepcopy(made(1, 2, "c"))),
     lambda made: type(pickle.loads(pickle.dumps(made(1)))) is made,
 ]
