@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from uvirtio.errors import EnvironmentLack, OperationFailed, PermissionLack, UvirtioError
 from uvirtio.host import privilege, sysfs
+from uvirtio.host.digits import decimal
 from uvirtio.host.proc import boot_id, kernel_release
 from uvirtio.host.process import start_time
 from uvirtio.host.roots import Roots
@@ -55,8 +56,8 @@ class DeviceEntry(NamedTuple):
     @property
     def number(self) -> int:
         """The N of ``virtioN``; -1 where there was none."""
-        digits = (self.virtio_name or "").removeprefix("virtio")
-        return int(digits) if digits.isdecimal() and digits.isascii() else -1
+        number = decimal((self.virtio_name or "").removeprefix("virtio"))
+        return -1 if number is None else number
 
     def as_dict(self) -> dict[str, Any]:
         """The record as the journal file and the JSON of ``journal`` have it."""

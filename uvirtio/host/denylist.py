@@ -20,6 +20,9 @@ from uvirtio.errors import Denied, UvirtioError
 from uvirtio.host import addresses, limits
 from uvirtio.host.roots import Roots
 
+_LONGEST = 1 << 20
+"""Characters. A longer list is no list: what is behind them would be obeyed or not by where it was cut."""
+
 
 def patterns(roots: Roots) -> list[str]:
     """The patterns of the deny list, in its order; empty where there is no list.
@@ -54,7 +57,10 @@ def _place(roots: Roots) -> str:
 
 def _text(path: str) -> str:
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
-        return file.read()
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise _unreadable(path, f"more than {_LONGEST} characters")
+    return text
 
 
 def _unreadable(path: str, seen: str | None, *, remedy: str = "") -> Denied:

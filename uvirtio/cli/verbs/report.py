@@ -135,8 +135,14 @@ def _merged(names: list[str]) -> tuple[str, int]:
 
 def _read(name: str) -> str:
     """The text of a file; what is not UTF-8 in it becomes a sign that no document has."""
+    from uvirtio.evidence.files import LIMIT
+
     try:
-        return Path(name).read_text(encoding="utf-8", errors="replace")
+        with Path(name).open("rb") as file:
+            data = file.read(LIMIT + 1)
+        if len(data) > LIMIT:
+            raise ValueError(f"more than {LIMIT} bytes")
+        return data.decode("utf-8", "replace")
     except (OSError, ValueError) as error:
         raise OperationFailed(
             f"{name} cannot be read", seen=getattr(error, "strerror", None) or str(error), expected="a file"
