@@ -40,7 +40,9 @@ def patterns(roots: Roots) -> list[str]:
             return []
         raise _unreadable(path, error.strerror) from error
     except PermissionError as error:
-        raise _unreadable(path, error.strerror, remedy=f"as root: chmod 0644 {path}") from error
+        import shlex  # here: lists are readable
+
+        raise _unreadable(path, error.strerror, remedy=f"as root: chmod 0644 {shlex.quote(path)}") from error
     except OSError as error:
         lacking = limits.reached(error, f"the deny list {path} cannot be read")
         raise lacking or _unreadable(path, error.strerror) from error
