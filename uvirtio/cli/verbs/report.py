@@ -140,13 +140,12 @@ def _read(name: str) -> str:
     try:
         with Path(name).open("rb") as file:
             data = file.read(LIMIT + 1)
-        if len(data) > LIMIT:
-            raise ValueError(f"more than {LIMIT} bytes")
-        return data.decode("utf-8", "replace")
     except (OSError, ValueError) as error:
-        raise OperationFailed(
-            f"{name} cannot be read", seen=getattr(error, "strerror", None) or str(error), expected="a file"
-        ) from error
+        seen = getattr(error, "strerror", None) or str(error)
+        raise OperationFailed(f"{name} cannot be read", seen=seen, expected="a file") from error
+    if len(data) > LIMIT:
+        raise OperationFailed(f"{name} cannot be read", seen=f"more than {LIMIT} bytes", expected="a document")
+    return data.decode("utf-8", "replace")
 
 
 # --- with a diagnosis -------------------------------------------------------------------------------------------
