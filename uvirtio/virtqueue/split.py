@@ -306,6 +306,12 @@ class SplitQueue(VirtqueueBase):
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < new - old
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
 
+    def wants_kick(self) -> bool:
+        """Whether a notification that was requested is still of use; see ``Virtqueue``."""
+        if self._shut:
+            self.refuse()
+        return self._event_idx or not self._used[_FLAGS] & USED_F_NO_NOTIFY
+
     def words(self) -> dict[str, int]:
         """Return the indices and event words of the ring, by their names in 2.7; see ``Virtqueue``."""
         found = {

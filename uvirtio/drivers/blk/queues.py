@@ -75,7 +75,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             data: What the device reads; copied.
             room: Bytes of data that the device writes.
             queue: The index of the queue; None: any with a free slot.
-            kick: Notify the device; else the next kick or wait does.
+            kick: Notify the device; else the next kick or wait does, at the latest.
             timeout: Seconds to wait for a slot; the device's own where None.
             quiet: Interrupts may stay suppressed: the caller looks at the ring.
 
@@ -92,7 +92,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         else:
             slot = self._slot(queue, timeout)
             requestq = slot.requestq
-        if self._silent and not quiet:
+        if self._silent and kick and not quiet:
             self._listen()
         live = requestq.queue
         try:
@@ -103,6 +103,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             try:
                 live.add(*slot.entry)  # of the queue: a record watches it
             except QueueFull:
+                self._listen()
                 self._add(requestq, *slot.entry, timeout)
         except BaseException:
             requestq.free.append(slot)
@@ -133,7 +134,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             DeviceBroken, OperationFailed: As of ``Queue.show_added``; it is submitted all the same.
         """
         requestq = self._quick
-        if requestq is None or self._silent or not requestq.free:
+        if requestq is None or not requestq.free:
             return None
         free, laid = requestq.free, requestq.laid
         slot = free[-1]
@@ -155,14 +156,14 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         return request
 
     def _show(self, requestq: RequestQueue) -> None:
+        if self._silent:
+            self._listen()
         requestq.quiet = 0
-        if requestq.laid:
-            requestq.lay()
+        requestq.lay()
         requestq.queue.show_added()
 
     def _lay(self, requestq: RequestQueue) -> None:
-        if requestq.laid:
-            requestq.lay()
+        requestq.lay()
 
     def remove(self, requestq: RequestQueue) -> None:
         """Stop using a queue for single requests, because a burst takes it."""
@@ -273,6 +274,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         for requestq in requestqs:
             if requestq.free:
                 return requestq.free.pop()
+        self._listen()
         self.kick()
 
         def ready() -> bool:

@@ -250,8 +250,9 @@ class RequestQueue:
         self.roomy = self.depth * max(ring.needs(slot.most) for slot in made) <= ring.size
 
     def lay(self) -> None:
-        """Put what is laid into the ring; the device does not see it before it is shown."""
-        self.queue.add_all(self.laid)
+        """Put what is laid into the ring, if there is any; the device does not see it before it is shown."""
+        if self.laid:
+            self.queue.add_all(self.laid)
 
     @property
     def out(self) -> int:
