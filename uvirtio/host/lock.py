@@ -114,4 +114,6 @@ def _taker(fd: int) -> int | None:
 def _holder(fd: int, roots: Roots) -> str:
     """The process whose pid is in the file, with the first two words of its command line."""
     pid = _taker(fd)
+    if pid and not process.exists(pid, roots):
+        return f"another process, as the guardian of process {pid}, which has ended"
     return str(process.holder(pid, roots)) if pid else "another process"
