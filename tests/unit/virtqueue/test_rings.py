@@ -339,6 +339,7 @@ def test_the_device_sees_each_chain_also_where_the_ring_knows_it_already(kind: d
         for number, (reads, writes) in enumerate(shapes)
     ]
     pool += [(list(pool[0][0]), list(pool[0][1])), (pool[0][0], pool[6][1][:2]), pool[7], pool[7]]
+    pool += [((), [(A + 0x77000, 33)]), ([(A + 0x78000, 34)], ())]
     rig, out = Rig(64 if kind["format"] == "split" else 60, **kind), []
     number = 0
     for _ in range(700):
@@ -365,6 +366,22 @@ def test_the_device_sees_each_chain_also_where_the_ring_knows_it_already(kind: d
             chain, cookie = out.pop(place)
             rig.device.push(chain, min(chain.room, 7))
             assert rig.queue.reap() == [(cookie, min(chain.room, 7))]
+
+
+@every_kind
+@pytest.mark.parametrize("elements", [1, 2])
+def test_a_list_that_was_changed_since_is_another_chain(kind: dict[str, Any], elements: int):
+    rig = Rig(8, **kind)
+    readable: list[Any] = [(A, 4)]
+    writable = [(A + 64, 4)] * (elements - 1)
+    for address in (A, A + 0x1000):
+        readable[0] = address, 4
+        rig.queue.add(readable, writable, "c")
+        rig.queue.publish()
+        [chain] = rig.device.pop_all()
+        assert chain.elements[0].address == address
+        rig.device.push(chain, 0)
+        rig.queue.reap()
 
 
 @every_kind
