@@ -14,7 +14,7 @@ from tests.fakes.ring_rigs import FORMATS, A, Rig, both, corrupt, every_kind, na
 from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
 from uvirtio.scripted.memory import PAGE, ScriptedDma
 from uvirtio.scripted.ring import Chain
-from uvirtio.spec.ring import PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED
+from uvirtio.spec.ring import PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED, USED_F_NO_NOTIFY
 from uvirtio.virtqueue import Virtqueue, base
 from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions
 from uvirtio.virtqueue.packed import PackedQueue, make_packed
@@ -92,6 +92,8 @@ def test_an_area_that_is_not_aligned_or_not_in_one_piece_is_refused(made: Any, c
 @every_kind
 def test_a_notification_that_was_requested_is_of_use_until_the_device_suppresses_them(kind: dict[str, Any]):
     rig = Rig(**kind)
+    if rig.queue.kind == "split" and rig.device.event_idx:
+        rig.device.lies.used_flags = USED_F_NO_NOTIFY  # without a meaning then (2.7.10)
     rig.device.ask_for_kicks()
     rig.queue.add((), [(A, 10)], 0)
     assert rig.queue.publish() and rig.queue.wants_kick()
