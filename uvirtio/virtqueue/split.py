@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
-from uvirtio.errors import UsageError
+from uvirtio.errors import RingCorruption, UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import words16, words32
 from uvirtio.spec import ring
@@ -137,15 +137,14 @@ class SplitQueue(VirtqueueBase):
         if self._shut:
             self.refuse()
         free: Any = self._free  # a list, wherever something is held
-        held = self._held[free[-1]] if free else None
+        held = self._held[head := free[-1]] if free else None
         if held is not None and held[0] is readable and held[1] is writable:
             # The chain for which these descriptors were written. They came back together, the head on top: if one
             # had been taken since, the head would have been too, and this would be forgotten.
             room, chain = held[2], held[3]
             if chain is None:
-                head = free.pop()
+                del free[-1]
             else:
-                head = chain[-1]
                 del free[-len(chain) :]
         elif len(readable) + len(writable) == 1:
             # The most frequent chain, so without a loop, and without a call.
@@ -189,7 +188,7 @@ class SplitQueue(VirtqueueBase):
         before = laid = self._laid
         try:
             for readable, writable, cookie in chains:
-                now = held[free[-1]] if free else None
+                now = held[head := free[-1]] if free else None
                 if now is None or now[0] is not readable or now[1] is not writable:
                     self.add(readable, writable, cookie)
                     laid = self._laid
@@ -197,10 +196,8 @@ class SplitQueue(VirtqueueBase):
                 chain = now[3]
                 # From here to the end nothing is called: no signal finds it half done.
                 if chain is None:
-                    head = free[-1]
                     del free[-1]
                 else:
-                    head = chain[-1]
                     del free[-len(chain) :]
                 out[head] = (cookie, now[2], chain, laid)
                 avail[_RING + (laid & mask)] = head
@@ -329,8 +326,6 @@ class SplitQueue(VirtqueueBase):
         if self._shut:
             self.refuse()
         done: list[Completion] = []
-        self._undelivered = done  # in case a later element is invalid
-        elements, out, free, mask = self._elements, self._out, self._free, self._mask
         while True:
             index = self._used[_IDX]
             number = self.reaped
@@ -339,6 +334,7 @@ class SplitQueue(VirtqueueBase):
                 return done
             published = self.published
             if count > published - number:
+                self._undelivered = done
                 self._bad_index(index)
             end = number + count
             if limit is not None and count > limit - len(done):
@@ -348,8 +344,10 @@ class SplitQueue(VirtqueueBase):
             if self._order is not None:
                 self._order()  # the index before the elements that it announces
             if self._in_order:
+                self._undelivered = done  # in case a later element is invalid
                 self._harvest_in_order(end, number + count, done)
             else:
+                elements, out, free, mask = self._elements, self._out, self._free, self._mask
                 # Each element is checked in full before it changes anything (2.7.8).
                 try:
                     while number != end:
@@ -369,6 +367,9 @@ class SplitQueue(VirtqueueBase):
                             free += chain  # the next one takes them in the same order
                         number += 1
                         done.append(make_tuple(Completion, (cookie, written)))
+                except RingCorruption:
+                    self._undelivered = done
+                    raise
                 finally:
                     self.reaped = number
             if not (self._event_idx and self._interrupts):
