@@ -16,6 +16,7 @@ import os
 import pickle
 import resource
 import select
+import shutil
 import signal
 import struct
 import sys
@@ -90,6 +91,7 @@ class Judge:
         self._say = say
         self._known = known
         self._sound: dict[int, bool] = {}
+        self._files = ""
         self.broken = ""
         """Why nothing was judged."""
 
@@ -98,13 +100,14 @@ class Judge:
         if session.testsfailed:
             self.broken = "not all tests can be collected"
             return True
+        self._files = session.config.option.basetemp or ""
         if self._known is not None:
             places = {item.nodeid: place for place, item in enumerate(session.items)}
             for mutant in self._mutants:
                 if (place := places.get(self._known[mutant])) is not None:
                     self._judge(session, mutant, [place], {place: 0.0})
             return True
-        reach = _forked(lambda _: _reached(session, self._mutants), _LONGEST)
+        reach = self._forked(lambda _: _reached(session, self._mutants))
         if not isinstance(reach, _Reach):
             self.broken = reach or "the tests did not end without a mutant"
             return True
@@ -121,7 +124,7 @@ class Judge:
         end, by = UNREACHED, -1
         while chosen:
             job = functools.partial(_judged, session, chosen, took, mutant)
-            answer = _forked(job, _LONGEST)
+            answer = self._forked(job)
             if not isinstance(answer, tuple):
                 raise RuntimeError(f"{mutant} cannot be judged:\n{answer}")
             end, by = answer
@@ -135,9 +138,20 @@ class Judge:
             noticed = end in NOTICED and by >= 0
             self._say(Verdict(mutant, end, session.items[by].nodeid if noticed else "", cpu))
 
+    def _forked(self, do: Callable[[mmap.mmap], Any]) -> Any:
+        """What it returns, in a fork; then what its tests have left as files is removed.
+
+        The next fork would remove it in its first test, whose time ends while the files of thousands of tests go.
+        """
+        try:
+            return _forked(do, _LONGEST)
+        finally:
+            if self._files:
+                shutil.rmtree(self._files, ignore_errors=True)
+
     def _is_sound(self, session: Any, place: int) -> bool:
         if place not in self._sound:
-            answer = _forked(functools.partial(_judged, session, [place], {place: 0.0}, None), _LONGEST)
+            answer = self._forked(functools.partial(_judged, session, [place], {place: 0.0}, None))
             self._sound[place] = isinstance(answer, tuple) and answer[0] == SURVIVED
         return self._sound[place]
 
