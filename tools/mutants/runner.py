@@ -114,8 +114,6 @@ class Judge:
         for mutant in self._mutants:
             quickest = sorted(reach.took, key=reach.took.__getitem__)
             chosen = [place for place in quickest if reach.tells(place, mutant)]
-            if not chosen:  # a deleted guard may be true in a child of the test's, which is not seen here
-                chosen = [place for place in quickest if reach.comes(place, mutant)]
             self._judge(session, mutant, chosen, reach.took)
         return True
 
@@ -237,7 +235,9 @@ def _kill(child: int) -> None:
 
 def _reached(session: Any, mutants: Sequence[Mutant]) -> Any:
     """Run all tests, and return what each finds at the guards."""
-    seen: set[tuple[str, int, bool]] = set()
+    guards = list({(mutant.file, mutant.number) for mutant in mutants})
+    # Shared, so that what forks of a test find is seen too: a byte for each guard that was false, one where true.
+    seen = mmap.mmap(-1, 2 * len(guards))
     numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
     one: dict[tuple[str, str], Mutant] = {}
     for mutant in mutants:
@@ -245,24 +245,25 @@ def _reached(session: Any, mutants: Sequence[Mutant]) -> Any:
         one[mutant.file, mutant.function] = mutant
     for (file, function), wanted in numbers.items():
         name = f"{_PROBE}{len(vars(builtins))}"
-        setattr(builtins, name, functools.partial(_told, seen, file))
+        places = {number: 2 * guards.index((file, number)) for number in wanted}
+        setattr(builtins, name, functools.partial(_told, seen, places))
         function_of(one[file, function]).__code__ = probed(file, function, wanted, name)
     reach = _Reach({}, {})
     failed = 0
     for place, item in enumerate(session.items):
-        seen.clear()
+        seen[:] = bytes(len(seen))
         begin = time.monotonic()
         _run(item, session.items[place + 1] if place + 1 < len(session.items) else None)
         if session.testsfailed > failed:  # by itself: it judges nothing
             failed = session.testsfailed
             continue
-        reach.found[place] = set(seen)
+        reach.found[place] = {(*guards[at // 2], bool(at % 2)) for at, byte in enumerate(seen[:]) if byte}
         reach.took[place] = time.monotonic() - begin
     return reach
 
 
-def _told(seen: set[tuple[str, int, bool]], file: str, number: int, condition: Any) -> Any:
-    seen.add((file, number, bool(condition)))
+def _told(seen: mmap.mmap, places: Mapping[int, int], number: int, condition: Any) -> Any:
+    seen[places[number] + bool(condition)] = 1
     return condition
 
 

@@ -113,6 +113,15 @@ def test_b():
 
     with pytest.raises(BadChain):
         measure([], [], 4)
+
+
+def test_c():
+    import os
+    from uvirtio.host import capabilities
+
+    if (child := os.fork()) == 0:
+        os._exit(capabilities.number("SYS_ADMIN") != 21)
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
@@ -125,6 +134,8 @@ def test_mutants_are_judged_by_the_tests_that_reach_them(tmp_path: Path) -> None
         "from mutants import guards, runner\n"
         "chosen = [one for guard in guards.of_file('uvirtio/virtqueue/chain.py') for one in guard]\n"
         "chosen += guards.of_file('uvirtio/host/denylist.py')[0][:1]\n"
+        "names = 'uvirtio/host/capabilities.py'\n"
+        "chosen[:0] = next(guard for guard in guards.of_file(names) if guard[0].function == 'number')[:1]\n"
         "told, again = [], []\n"
         f"files = {str(tmp_path / 'files')!r}\n"
         "left = []\n"
@@ -152,6 +163,7 @@ def test_mutants_are_judged_by_the_tests_that_reach_them(tmp_path: Path) -> None
     assert killed and all("test_it.py::test_" in line for line in killed), done.stdout + done.stderr
     assert any(line.startswith("survived ") for line in ends), "two tests do not notice everything"
     assert any(line.startswith("unreached ") for line in ends), "nothing here reaches the deny list"
+    assert any(line.endswith("test_it.py::test_c") for line in killed), "what comes to it is a fork of the test"
     assert "left False" in ends, (
         "the files of thousands of tests would use up the time of the next fork's first test"
     )
