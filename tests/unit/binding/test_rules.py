@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.fakesys import FakeSys
+from tests.fakes.fakesys import KERNEL, FakeSys
 from uvirtio.binding import discover, journal, plan, rules
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, check, refusals
@@ -277,6 +277,30 @@ def test_what_an_ordinary_user_cannot_see(fake: FakeSys, monkeypatch: pytest.Mon
     assert "other users" in answer.unchecked[0].why
     fake.mountinfo(["20 1 254:1 / / rw - ext4 /dev/vda1 rw"])
     assert verdicts(fake).unchecked == []  # refused anyway
+
+
+@pytest.mark.parametrize(
+    ("kind", "child", "subsystem", "rules_"),
+    [
+        ("vsock", "", "", ["other-use"]),
+        ("sound", "sound/card0/seq", "sound", ["other-use"]),
+        ("console", "", "", ["console"]),
+        ("gpu", "drm/card0", "drm", ["display-input"]),
+        ("input", "input/input3/event3", "input", ["display-input"]),
+        ("rng", "", "", []),
+    ],
+)
+def test_open_files_that_cannot_be_seen_matter_where_something_can_be_opened(
+    fake: FakeSys, monkeypatch: pytest.MonkeyPatch, kind: str, child: str, subsystem: str, rules_: list[str]
+) -> None:
+    device = fake.pci(AT, kind, group=7)
+    if child:
+        fake.child(device, f"virtio0/{child}", subsystem, {"dev": "116:2\n"})
+    if kind not in KERNEL:
+        fake.attach(fake.sys / "bus/virtio/devices/virtio0", kind, bus="virtio")
+    assert verdicts(fake).unchecked == []
+    monkeypatch.setattr(Facts, "open_complete", property(lambda self: False))
+    assert [one.rule for one in verdicts(fake).unchecked] == rules_
 
 
 # --- network -----------------------------------------------------------------------------------------------
