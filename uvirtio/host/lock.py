@@ -114,4 +114,6 @@ def _taker(fd: int) -> str:
 def _holder(fd: int, roots: Roots) -> str:
     """The process whose pid is in the file, with the first two words of its command line."""
     text = _taker(fd)
+    if text and not process.exists(text, roots):
+        return f"another process, as the guardian of process {text}, which has ended"
     return str(process.holder(int(text), roots)) if text else "another process"

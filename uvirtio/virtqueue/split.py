@@ -48,7 +48,8 @@ _RING = ring.RING_ENTRIES // 2
 _Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int, tuple[int, ...], int]
 """A chain, how many bytes the device may write of it, and its descriptors.
 
-Where a table has it there are none, but the second word of the descriptor that names the table.
+The descriptors are as they go back to the free ones, the head last. Where a table has it there are none, but the
+second word of the descriptor that names the table.
 """
 
 
@@ -174,7 +175,7 @@ class SplitQueue(VirtqueueBase):
                 # The chain for which these descriptors were written. They came back together, the head on top: if
                 # one had been taken since, the head would have been too, and this would be forgotten.
                 room, chain = held[2], held[3]
-                head = chain[0]
+                head = chain[-1]
                 del free[-count:]
             else:
                 room = measure(readable, writable, self.size)
@@ -191,9 +192,9 @@ class SplitQueue(VirtqueueBase):
                 else:
                     if len(free) < count:
                         raise self._full(count, len(free))
-                    chain = tuple([self._take() for _ in range(count)])
-                    self._fill_chain(chain, readable, writable)
-                    head = chain[0]
+                    taken = tuple([self._take() for _ in range(count)])
+                    self._fill_chain(taken, readable, writable)
+                    head, chain = taken[0], taken[::-1]
                     self._keep(chain, readable, writable, room)
         laid = self._laid
         self._out[head] = (cookie, room, chain, laid)
@@ -224,7 +225,7 @@ class SplitQueue(VirtqueueBase):
                 count = len(chain)
                 # From here to the end nothing is called: no signal finds it half done.
                 if count:
-                    head = chain[0]
+                    head = chain[-1]
                     del free[-count:]
                     out[head] = (cookie, now[2], chain, laid)
                 else:  # its table has it, and the head names that: as _name_table
@@ -250,7 +251,7 @@ class SplitQueue(VirtqueueBase):
         for number in chain:
             self._held[number] = None
         if type(readable) is tuple and type(writable) is tuple and not self._in_order:
-            self._held[chain[0]] = (readable, writable, room, chain, 0)
+            self._held[chain[-1]] = (readable, writable, room, chain, 0)
             self._direct = True
 
     def _name_table(self, head: int, count: int) -> None:
@@ -305,6 +306,12 @@ class SplitQueue(VirtqueueBase):
             # 2.7.10.1: whether the index avail_event was passed between old and new
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < new - old
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
+
+    def wants_kick(self) -> bool:
+        """Whether a notification that was requested is still of use; see ``Virtqueue``."""
+        if self._shut:
+            self.refuse()
+        return self._event_idx or not self._used[_FLAGS] & USED_F_NO_NOTIFY
 
     def words(self) -> dict[str, int]:
         """Return the indices and event words of the ring, by their names in 2.7; see ``Virtqueue``."""
@@ -376,7 +383,7 @@ class SplitQueue(VirtqueueBase):
                         if chain is None:
                             free.append(head)
                         else:
-                            free.extend(chain[::-1])  # so that the next one takes them in the same order
+                            free += chain  # the next one takes them in the same order
                         number += 1
                         done.append(make_tuple(Completion, (cookie, written)))
                 finally:
@@ -416,7 +423,7 @@ class SplitQueue(VirtqueueBase):
             assert posted is not None
             cookie, room, chain, _ = posted
             self._out[head] = None
-            self._free.extend((head,) if chain is None else chain)
+            self._free.extend((head,) if chain is None else chain[::-1])
             self.reaped = number + 1
             done.append(Completion(cookie, self._told_written if number == self._told else room))
 

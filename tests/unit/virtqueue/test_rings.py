@@ -89,6 +89,22 @@ def test_an_area_that_is_not_aligned_or_not_in_one_piece_is_refused(made: Any, c
 # --- chains ---------------------------------------------------------------------------------------------------
 
 
+@every_kind
+def test_a_notification_that_was_requested_is_of_use_until_the_device_suppresses_them(kind: dict[str, Any]):
+    rig = Rig(**kind)
+    rig.device.ask_for_kicks()
+    rig.queue.add((), [(A, 10)], 0)
+    assert rig.queue.publish() and rig.queue.wants_kick()
+    rig.device.ask_for_kicks(False)
+    # Its next avail_event says nothing about what was published before (2.7.10).
+    assert rig.queue.wants_kick() is (rig.device.event_idx and rig.queue.kind == "split")
+    rig.device.ask_for_kicks()
+    assert rig.queue.wants_kick()
+    rig.queue.abandon()
+    with pytest.raises(DeviceBroken):
+        rig.queue.wants_kick()
+
+
 @both
 def test_it_is_a_virtqueue(format: str):
     queue: Virtqueue = Rig(format=format).queue
