@@ -108,6 +108,8 @@ def test_a_device_that_was_gone_again_before_anybody_looked_is_told(events, watc
         ("pci", "/devices/pci0000:00/0000:00:09.0:pcie001", None),
         ("pci", "/devices/pci0000:00", None),
         ("platform", "/devices/platform/serial8250", None),
+        ("acpi", "/devices/LNXSYSTM:00/LNXSYBUS:00/LNRO0005:07", None),
+        ("vdpa", "/devices/virtual/vdpa/LNRO0005:07", "vdpa:LNRO0005:07"),  # a name that its owner has chosen
         ("net", "/devices/virtual/vdpa/vduse7", None),
         ("pci_express", NEW, None),
     ],
