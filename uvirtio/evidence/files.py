@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,13 +72,13 @@ class Evidence:
                 f"{self.name} has no virtio device {name}".rstrip(),
                 seen=every or "no virtio device at all",
                 expected="a device in the file",
-                remedy=f"uvirtio list -F {self.name}",
+                remedy=f"uvirtio list -F {shlex.quote(self.name)}",
             )
         raise UsageError(
             f"{self.name} has several virtio devices",
             seen=every,
             expected="one: name it by its address",
-            remedy=f"uvirtio list -F {self.name}",
+            remedy=f"uvirtio list -F {shlex.quote(self.name)}",
         )
 
 
