@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -39,6 +38,7 @@ from uvirtio.host import limits
 from uvirtio.interfaces.backend import Ends
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
+from uvirtio.interfaces.values import TIMEOUT_MAX
 from uvirtio.memory.fence import full_fence, platform_fence
 from uvirtio.memory.quarantine import keep_for_ever, keep_no_longer
 from uvirtio.spec import features as f
@@ -428,7 +428,7 @@ class Device(DeviceState):
             UsageError: ``timeout`` is NaN or infinite.
         """
         limit = self._limit  # of this session: the accesses of this wait have its deadline already
-        if limit is not None or (timeout is not None and not 0.0 <= timeout < inf):
+        if limit is not None or (timeout is not None and not 0.0 <= timeout < TIMEOUT_MAX):
             timeout = self.seconds(timeout)
         own = limit is None and self._hurries is not None and timeout is not None and timeout < self.timeout
         if own or not self._made_here[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from operator import index
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -137,6 +138,11 @@ class Driver:
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+
+def integer(value: int | None) -> int | None:
+    """Return an option as an integer, or None (``operator.index``: no fraction, and no integer that wraps)."""
+    return None if value is None else index(value)
 
 
 def runs(block: Block, offset: int, length: int) -> list[SgEntry]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from operator import index as integer
 from typing import Any, Generic, Protocol, TypeVar
 
 from uvirtio.device import Queue
 from uvirtio.drivers.base import Driver
 from uvirtio.drivers.burst import BaseBurst
-from uvirtio.errors import Closed, QueueFull, UsageError, UvirtioError
+from uvirtio.errors import BadSize, Closed, QueueFull, UsageError, UvirtioError
+from uvirtio.interfaces.memory import DmaSpace
+from uvirtio.spec.page import VIRTIO_PAGE
 from uvirtio.virtqueue import Completion, SgEntry
 
 POLL = 200e-6
@@ -23,6 +26,10 @@ _GLANCES = 16
 
 _LOOK = 256
 """Waits between two checks for configuration changes and removal, which the wait loop makes too."""
+
+
+REQUEST_SIZE_MAX = 64 << 20
+"""Bytes of data of one request, at most: no device here takes as many, and their memory costs seconds."""
 
 
 class SlottedQueue(Protocol):
@@ -362,6 +369,65 @@ class RequestDriver(Driver):
         """Notify the device of requests that were submitted without a kick."""
         with self.session():
             self._requests.kick()
+
+
+def options(depth: int, request_size: int, queues: int, unit: int) -> tuple[int, int, int]:
+    """Return the options of a disk's driver as integers, for which its memory can be.
+
+    Args:
+        depth: Requests of one queue that can be in flight.
+        request_size: Bytes of data of one request, at most.
+        queues: Request queues.
+        unit: Of what ``request_size`` is a multiple, in bytes.
+
+    Raises:
+        UsageError: ``depth`` or ``queues`` is below 1.
+        BadSize: ``request_size`` is no multiple of ``unit``, or none that a request can have.
+    """
+    depth, request_size, queues = integer(depth), integer(request_size), integer(queues)
+    if depth < 1 or queues < 1:
+        raise UsageError(
+            "a disk needs a queue, and a queue a depth", seen=(queues, depth), expected="1 or more of each"
+        )
+    if not unit <= request_size <= REQUEST_SIZE_MAX or request_size % unit:
+        raise BadSize(
+            "no request carries so much",
+            seen=request_size,
+            expected=f"a multiple of {unit} bytes, at most {REQUEST_SIZE_MAX >> 20} MiB",
+        )
+    return depth, request_size, queues
+
+
+def burst_depth(queue: Queue, depth: int) -> int:
+    """Return the depth of a burst as an integer that its queue can have.
+
+    Raises:
+        UsageError: It is below 1.
+        QueueFull: The queue has fewer entries.
+    """
+    depth = integer(depth)
+    if depth < 1:
+        raise UsageError("a burst has requests in flight", seen=depth, expected="1 or more")
+    if depth > queue.ring.size:
+        raise QueueFull(
+            f"{queue.name} has too few descriptors for so many requests",
+            seen=f"{queue.ring.size} descriptors",
+            expected=f"{depth} or more",
+            remedy="a burst of a lower depth",
+        )
+    return depth
+
+
+def carried(dma: DmaSpace, elements: int, element: int) -> int:
+    """Return the bytes of data that so many elements of a chain carry, at most, unless by chance; whole pages.
+
+    Args:
+        dma: The memory of the device, which may come in short runs.
+        elements: Elements.
+        element: Bytes of one of them, at most.
+    """
+    most = elements * min(element, max(VIRTIO_PAGE, dma.contiguous_limit))
+    return -(-most // VIRTIO_PAGE) * VIRTIO_PAGE
 
 
 def first(runs: Sequence[SgEntry], length: int) -> list[SgEntry]:

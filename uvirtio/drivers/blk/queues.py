@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from uvirtio.drivers.blk.disk import Disk
-from uvirtio.drivers.blk.request import NO_STATUS, Request, RequestQueue, Slot, write_header
-from uvirtio.drivers.requests import BaseRequestQueues
+from uvirtio.drivers.blk.request import NO_LIMIT, NO_STATUS, Request, RequestQueue, Slot, write_header
+from uvirtio.drivers.requests import BaseRequestQueues, carried
 from uvirtio.errors import ProtocolError, QueueFull, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
@@ -42,7 +42,9 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         self._session = disk.session()
         made = []
         for _, queue in sorted(device.queues.items()):
-            requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), request_size)
+            pieces = min(queue.ring.size - 2, max(1, config.seg_max or queue.ring.size))
+            size = min(request_size, carried(device.dma, pieces, config.size_max or NO_LIMIT))
+            requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), size)
             requestq.stock(config.size_max, config.seg_max)
             made.append(requestq)
         super().__init__(disk, made)

@@ -17,7 +17,8 @@ write_header = struct.Struct("<IIQB").pack_into
 """Writes a header, and the status behind it."""
 _CONTROL = 32  # bytes of each slot: the header, and the status apart from it
 _STATUS_AT = spec.HEADER_SIZE
-_NO_LIMIT = 0xFFFF_FFFF
+NO_LIMIT = 0xFFFF_FFFF
+"""Bytes of an element where the device tells no limit: what its length field holds."""
 NO_STATUS = 0xFF
 """Preset of the status byte before the device writes it; not a status of 5.2.6."""
 
@@ -204,7 +205,7 @@ class RequestQueue:
         self.data: Block = dma.alloc(depth * size)
         self.control_view, self.data_view = self.control.view, self.data.view
         self.index = queue.index
-        self.size_max = _NO_LIMIT
+        self.size_max = NO_LIMIT
         """Bytes of one element of data, at most."""
         self.pieces_max = queue.ring.size - 2  # beside header and status
         """Elements of data in one request, at most."""
@@ -233,7 +234,7 @@ class RequestQueue:
         Raises:
             ConfigError: Not even one sector fits.
         """
-        self.size_max = size_max or _NO_LIMIT
+        self.size_max = size_max or NO_LIMIT
         if seg_max is not None:
             self.pieces_max = min(self.pieces_max, max(1, seg_max))
         made = [Slot(self, number, self.size, self.size_max) for number in range(self.depth)]

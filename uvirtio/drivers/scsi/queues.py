@@ -127,18 +127,19 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         self._listen()
         slot = self._slot(lun, queue, timeout)
         requestq = slot.requestq
-        slot.request = request = Request(self, lun, command, self.tag(), requestq.queue.index)
-        slot.prepare(request)
-        readable, writable = [slot.head], [slot.answer_entry]
-        if command.data:
-            slot.fill(command.data)
-            readable += slot.runs(len(command.data))
-        elif command.room:
-            # Cleared: what the device does not write must not look like data, nor be that of an earlier request.
-            room = command.room
-            slot.fill(memoryview(_ZEROES)[:room] if room <= len(_ZEROES) else bytes(room))
-            writable += slot.runs(room)
         try:
+            slot.request = request = Request(self, lun, command, self.tag(), requestq.queue.index)
+            slot.prepare(request)
+            readable, writable = [slot.head], [slot.answer_entry]
+            if command.data:
+                slot.fill(command.data)
+                readable += slot.runs(len(command.data))
+            elif command.room:
+                # Cleared: what the device does not write must not look like data, nor be that of an earlier
+                # request.
+                room = command.room
+                slot.fill(memoryview(_ZEROES)[:room] if room <= len(_ZEROES) else bytes(room))
+                writable += slot.runs(room)
             self._add(requestq, readable, writable, slot, timeout)
         except BaseException:
             requestq.free.append(slot)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from uvirtio.device import Queue
-from uvirtio.drivers.requests import first
+from uvirtio.drivers.requests import carried, first
 from uvirtio.drivers.scsi.commands import Command
 from uvirtio.drivers.scsi.config import ScsiConfig
 from uvirtio.drivers.scsi.lun import Lun
@@ -138,7 +138,8 @@ def answer_in(data: bytes) -> Answer:
 
 def header(lun: Lun, tag: int, cdb: bytes, cdb_size: int) -> bytes:
     """Return the readable part of a request (5.6.6.1.2: task_attr, prio and crn are 0)."""
-    return _HEAD.pack(lun.encode(), tag, 0, 0, 0) + cdb.ljust(cdb_size, b"\0")
+    # Of the class: a text has an ``encode`` of its own, and would go out as the number of another unit.
+    return _HEAD.pack(Lun.encode(lun), tag, 0, 0, 0) + cdb.ljust(cdb_size, b"\0")
 
 
 class Slot:
@@ -222,14 +223,15 @@ class RequestQueue:
         """
         self.queue = queue
         self.depth = depth
+        self.pieces_max = max(1, min(config.seg_max, queue.ring.size - 2))  # beside request and answer
+        """Elements of data in one command, at most."""
+        size = min(size, carried(dma, self.pieces_max, size))
         self.size = size
         """Bytes of data of one request, at most."""
         self.shape = shape_of(config)
         self.control: Block = dma.alloc(depth * self.shape.stride)
         self.data: Block = dma.alloc(depth * size)
         made = [Slot(self, number) for number in range(depth)]
-        self.pieces_max = max(1, min(config.seg_max, queue.ring.size - 2))  # beside request and answer
-        """Elements of data in one command, at most."""
         self.size = min(slot.fits(self.pieces_max) for slot in made)
         self.free: list[Slot] = made[::-1]
 
