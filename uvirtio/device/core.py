@@ -512,11 +512,11 @@ class Device(DeviceState):
     def stop(self) -> None:
         """Stop the device and keep it open: give back, reset (2.4), bus master off, free memory. Idempotent.
 
-        Giving back has the device's time-out, in all (``Driver``), and the reset has it once more.
+        From any thread. Giving back has the device's time-out, in all (``Driver``), and the reset has it, too.
         """
         if self._closed or not self._ours():
             return
-        with self._lock, signals_held():
+        with self._alone(self._waiting.wake, self._waiting.quieten), signals_held():
             if self._closed:
                 return
             self.leaving = True
@@ -579,9 +579,10 @@ class Device(DeviceState):
         rings, self._rings = self._rings, []
         dma, self._dma = self._dma, None
         views, self._before_free = self._before_free, []
-        for release in views:
-            release()
-        _free(dma, rings, self.transport.release_queues)
+        with ExitStack() as stack:
+            stack.callback(_free, dma, rings, self.transport.release_queues)
+            for release in reversed(views):
+                stack.callback(release)
 
     def _release_kept(self) -> None:
         """Free what ``_quiet`` kept if the device's process has ended: then nothing writes there any more."""
@@ -606,6 +607,7 @@ class Device(DeviceState):
         with self._lock, signals_held():
             if self._closed:
                 return
+            self.closing = True  # a ``stop()`` of another thread may have ended with False
             try:
                 self.stop()
             finally:

@@ -128,6 +128,19 @@ class _Timed:
                 device._hurries.hurry(self._hurried)
 
 
+class _Queues(dict[int, Queue]):
+    """The live queues by index; what is not there was closed, or never asked for."""
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: DeviceState) -> None:
+        self._device = device
+
+    def __missing__(self, index: int) -> Queue:
+        there = ", ".join(map(str, self)) or "none: it is not started, or was stopped"
+        raise Closed(f"{self._device.address} has no queue {index} now", seen=index, expected=there)
+
+
 class DeviceState:
     """The part of a device that its methods share: what it is, what was negotiated, its sessions and errors."""
 
@@ -163,7 +176,7 @@ class DeviceState:
         """Feature bits that only one of two readings offered at the last start."""
         self.wanted = 0
         """Feature bits that were asked for at the last start, offered or not."""
-        self.queues: dict[int, Queue] = {}
+        self.queues: dict[int, Queue] = _Queues(self)
         self.queues_left: tuple[QueueEvidence, ...] = ()
         """What the queues showed when the device was last left, before its reset; empty where it is recorded."""
         self._dma: DmaSpace | None = None
@@ -350,6 +363,25 @@ class DeviceState:
         if timeout is None:
             return driver or self._session
         return _Timed(driver or self._session, self, self.seconds(timeout))
+
+    @contextmanager
+    def _alone(self, wake: Callable[[], None], quieten: Callable[[], None]) -> Iterator[None]:
+        """Hold the lock. A call of another thread that has it, and may wait without end, is ended as by ``close``.
+
+        Args:
+            wake: Ends the sleep of a wait.
+            quieten: Takes that back.
+        """
+        if not self._acquire(blocking=False):
+            self.closing = True
+            wake()
+            self._acquire()
+            self.closing = self._closed
+            quieten()
+        try:
+            yield
+        finally:
+            self._release_lock()
 
     @contextmanager
     def _own_time(self) -> Iterator[None]:
