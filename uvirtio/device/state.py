@@ -22,7 +22,6 @@ from uvirtio.errors import (
     DeviceFailure,
     DeviceGone,
     DeviceTimeout,
-    NotSupported,
     UsageError,
     UvirtioError,
 )
@@ -33,7 +32,7 @@ from uvirtio.interfaces.recording import Witnesses
 from uvirtio.interfaces.transport import Transport
 from uvirtio.interfaces.values import TIMEOUT_MAX
 from uvirtio.memory.clock import clock_of
-from uvirtio.memory.forks import made_here
+from uvirtio.memory.forks import StaysHere, check_process, made_here
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 
@@ -141,7 +140,7 @@ class _Queues(dict[int, Queue]):
         raise Closed(f"{self._device.address} has no queue {index} now", seen=index, expected=there)
 
 
-class DeviceState:
+class DeviceState(StaysHere):
     """The part of a device that its methods share: what it is, what was negotiated, its sessions and errors."""
 
     def __init__(self, address: str, transport: Transport, options: OpenOptions | None = None) -> None:
@@ -415,13 +414,8 @@ class DeviceState:
         Raises:
             NotSupported: Another one did: this is a forked child.
         """
-        if not self._made_here[0] and os.getpid() != self._owner_pid:
-            raise NotSupported(
-                f"{self.address} was opened by another process",
-                seen=f"pid {os.getpid()}",
-                expected=f"pid {self._owner_pid}",
-                remedy="open the device after the fork",
-            )
+        if not self._made_here[0]:
+            check_process(self.address, self._owner_pid)
 
     def _check_usable(self) -> None:
         if self._closed or self.closing:

@@ -12,12 +12,13 @@ from typing import ClassVar, Self
 from uvirtio.device import Device, Observer, Queue, QueueSpec, Session, unobserved
 from uvirtio.errors import NotVirtio
 from uvirtio.interfaces.memory import Block
+from uvirtio.memory.forks import StaysHere
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 from uvirtio.virtqueue import Completion, SgEntry
 
 
-class Driver:
+class Driver(StaysHere):
     """Base of the drivers: owns the started device, not the open one. ``close()`` resets it and keeps it open."""
 
     device_id: ClassVar[int]
