@@ -603,9 +603,14 @@ def test_a_thread_that_ends_does_not_take_qemu_with_it() -> None:
         assert function.config.read16(0) == spec.VIRTIO_VENDOR
 
 
-@pytest.mark.parametrize("way", ["setpriv", "prctl"])
+@pytest.mark.parametrize("way", ["setpriv", "prctl", "busybox"])
 def test_a_killed_parent_leaves_no_qemu(way: str, tmp_path: Path) -> None:
     path = os.environ["PATH"]
+    if way == "busybox":  # a setpriv that knows no parent-death signal, before the other one
+        other = tmp_path / "setpriv"
+        other.write_text("#!/bin/sh\necho 'setpriv: unrecognized option' >&2\nexit 1\n")
+        other.chmod(0o755)
+        path = f"{tmp_path}:{path}"
     if way == "prctl":  # a PATH that holds QEMU and no setpriv
         (tmp_path / "qemu-system-x86_64").symlink_to(
             next(

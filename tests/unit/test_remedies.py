@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import ast
+import errno
+import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import uvirtio
+from uvirtio.binding import journal
+from uvirtio.cli.app import run
 from uvirtio.cli.completion.table import GROUPS, HIDDEN, TOP, VERBS
 from uvirtio.device import QueueSpec
-from uvirtio.errors import FeatureMissing, FeaturesRefused
+from uvirtio.errors import EnvironmentLack, FeatureMissing, FeaturesRefused, UvirtioError
+from uvirtio.evidence.files import Evidence
+from uvirtio.host.roots import Roots
 from uvirtio.opening import identify
 from uvirtio.scripted import Rng, ScriptedDevice, ScriptedLegacy, ScriptedMmio
 from uvirtio.spec import features as f
@@ -145,3 +153,52 @@ def refusal(function: object, *, required: int = 0, **how: object) -> str:
 def test_a_remedy_is_one_of_this_transport(made, how, names, not_named):
     remedy = refusal(made(), **how)
     assert names in remedy and not_named not in remedy
+
+
+# --- as they are typed ------------------------------------------------------------------------------------------
+
+
+def typed(command: str) -> list[str]:
+    """The words that a shell makes of a command."""
+    script = f'for word in {command}; do printf "%s\\n" "$word"; done'
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+ODD = "my dump; echo $HOME `id` 'x'"
+
+
+def test_a_file_in_a_remedy_is_one_word_of_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / ODD
+    file.write_text("0000:00:04.0 Entropy source [1af4:1044]\n")  # no form of dump: a name in it is what counts
+    evidence = Evidence(str(file), "dump", {"devices": []})
+    with pytest.raises(UvirtioError) as raised:
+        evidence.device("virtio0")
+    assert typed(str(raised.value.remedy))[-1] == str(file)
+
+    home = tmp_path / "run/uvirtio/journal.d"
+    home.mkdir(parents=True)
+    bad = home / f"{ODD.replace('/', '')}.json"
+    bad.write_text("{}")
+    assert run(["journal", "--json", "--root", str(tmp_path)]) == 1
+    remedy = json.loads(capsys.readouterr().out)["error"]["remedy"]
+    assert typed(remedy[remedy.index("as root: ") + 9 :]) == ["rm", str(bad)]
+
+    file.write_text("E: 0.000000 0001 001e 0001\nE: 0.000000 0000 0000 0000\n")
+    assert run(["input", "replay", "-", str(file)]) == 2
+    told = capsys.readouterr().err.split("remedy:")[1].strip()
+    assert typed(told[told.rindex("uvirtio input replay DEV") :])[-1] == str(file)
+
+
+def test_the_directory_that_is_to_be_looked_at_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where not even /run/uvirtio could be made, df of it says only that there is none."""
+    roots = Roots.under(tmp_path)
+    roots.run.mkdir()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(EnvironmentLack) as raised:
+        journal.store(journal.new([], roots), roots)
+    assert raised.value.remedy is not None and raised.value.remedy.endswith(f"df {roots.run}")
+    subprocess.run(typed(raised.value.remedy.split(": ")[-1]), capture_output=True, check=True)

@@ -337,12 +337,16 @@ class KernelLog:
 
 
 def guardians(since: int) -> list[int]:
-    """The processes that quiet a device when its driver is dead, of those that are younger than ``since``."""
+    """The processes that quiet a device when its driver is dead, of those that are younger than ``since``.
+
+    One whose driver died just when it was started is not yet that program, but has the lock of the device.
+    """
     found = []
-    for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
+    for process in (path for path in Path("/proc").iterdir() if path.name.isdigit() and int(path.name) > since):
         try:
-            if pid > since and b"\0guardian_process.py\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
+            named = b"\0guardian_process.py\0" in (process / "cmdline").read_bytes()
+            if named or any(file.readlink().match("/run/uvirtio/*.lock") for file in (process / "fd").iterdir()):
+                found.append(int(process.name))
         except OSError:
             pass
     return found

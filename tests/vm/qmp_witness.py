@@ -33,7 +33,7 @@ class Witness:
     ``timeout`` is the deadline of each answer, in seconds.
     """
 
-    def __init__(self, path: str | None = None, timeout: float = 10.0) -> None:
+    def __init__(self, path: str | None = None, timeout: float = 60.0) -> None:
         self._timeout = timeout
         self._events: list[dict[str, Any]] = []
         self._pending = b""
@@ -110,7 +110,7 @@ class Witness:
         events, self._events = self._events, []
         return events
 
-    def wait_event(self, name: str, timeout: float = 10.0) -> dict[str, Any]:
+    def wait_event(self, name: str, timeout: float = 60.0) -> dict[str, Any]:
         """The next event ``name`` (those before it are dropped); TimeoutError if it does not come."""
         deadline = time.monotonic() + timeout
         while True:

@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--vm", action="store_true", help="in the lab VM, beside the kernel's own drivers")
     parser.add_argument("--boot", metavar="WORDS", help="with --vm: words for the command line of its kernel")
+    parser.add_argument("--cpu", metavar="MODEL", help="with --vm: its CPU, as QEMU's -cpu has it (max,-erms)")
     parser.add_argument("--show", metavar="FILE", help="no run: print one that --json has kept")
     parser.add_argument("--json", metavar="FILE", help="all figures as one JSON document")
     parser.add_argument("--svg", metavar="FILE", help="a plot of the comparisons")

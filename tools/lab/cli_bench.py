@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
     """
     top = _parser()
     options, rest = top.parse_known_args(arguments)
-    if options.boot is not None and not options.vm:
-        top.error("--boot has words for the kernel of the lab VM: it goes with --vm")
+    if not options.vm and (options.boot, options.cpu) != (None, None):
+        top.error("--boot and --cpu are the lab VM's: they go with --vm")
     setup.packages(setup.FOR_VM if options.vm else setup.FOR_BENCH)
     venv = setup.venv()
     if options.vm:
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--vm", action="store_true")
     top.add_argument("--boot")
+    top.add_argument("--cpu")
     top.add_argument("--json", type=Path)
     top.add_argument("--svg", type=Path)
     return top
@@ -112,6 +113,7 @@ def _in_vm(venv: Path, options: argparse.Namespace, rest: list[str]) -> int:
         kernel=kernels.get("6.12"),
         command=[str(venv / "bin/python"), str(BENCHES), *([] if "--only" in words else ["--only", "vm"]), *words],
         append=options.boot or "",
+        cpu=options.cpu or "",
         memory="1G,maxmem=4G,slots=4",
         devices=_DEVICES,
         before="modprobe vfio-pci\nmodprobe vfio_iommu_type1\nmodprobe virtio_mem\nmodprobe evdev\n"

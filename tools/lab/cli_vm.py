@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
             default="",
             help="intel on x86, smmuv3 on aarch64",
         )
-        verb.add_argument("--cpu", default="", metavar="MODEL", help="QEMU's -cpu argument (max)")
+        verb.add_argument("--cpu", default="", metavar="MODEL", help="QEMU's -cpu argument (max,-erms)")
         verb.add_argument(
             "--acpi", action="store_true", help="aarch64: ACPI tables, by UEFI; without, a device tree"
         )

@@ -24,6 +24,8 @@ from mutants.runner import NOTICED, Verdict  # noqa: E402
 
 _WORKERS = 2
 _WANTED = 0.95
+_USERS = {"virtqueue": "device", "transports": "device", "host": "binding"}
+"""The part that stands on another one: its tests come to what only a whole device or machine comes to."""
 
 
 class Task(NamedTuple):
@@ -129,7 +131,7 @@ def judged(drawn: Sequence[Mutant], by: Mapping[Mutant, str]) -> Iterator[Verdic
     """All verdicts, as they come.
 
     First what a test is known to notice, by that test alone. Then the rest, by the tests of its part. Last what
-    those do not notice, by other files of tests that name it.
+    those do not notice, by the tests of the part that stands on it, and by other files of tests that name it.
 
     Args:
         drawn: Which mutants.
@@ -159,13 +161,18 @@ def judged(drawn: Sequence[Mutant], by: Mapping[Mutant, str]) -> Iterator[Verdic
 
 
 def _elsewhere(mutant: Mutant) -> list[str]:
-    """The files of unit tests, beside those of its part, that name a mutant's function or class, and its part."""
+    """Where else a mutant may be noticed than by the tests of its part.
+
+    By those of the part that stands on it, and by files of tests that name its function or class, and its part.
+    """
+    user = _USERS.get(mutant.part)
     word = re.compile(rf"\b{mutant.function.partition('.')[0]}\b")
     texts = {path: path.read_text("utf-8") for path in (ROOT / "tests/unit").rglob("test_*.py")}
     return [
         str(path.relative_to(ROOT))
         for path, text in texts.items()
-        if word.search(text) and f"uvirtio.{mutant.part}" in text and path.parent.name != mutant.part
+        if path.parent.name == user
+        or (word.search(text) and f"uvirtio.{mutant.part}" in text and path.parent.name != mutant.part)
     ]
 
 

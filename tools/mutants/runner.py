@@ -16,6 +16,7 @@ import os
 import pickle
 import resource
 import select
+import shutil
 import signal
 import struct
 import sys
@@ -90,6 +91,7 @@ class Judge:
         self._say = say
         self._known = known
         self._sound: dict[int, bool] = {}
+        self._files = ""
         self.broken = ""
         """Why nothing was judged."""
 
@@ -98,21 +100,20 @@ class Judge:
         if session.testsfailed:
             self.broken = "not all tests can be collected"
             return True
+        self._files = session.config.option.basetemp or ""
         if self._known is not None:
             places = {item.nodeid: place for place, item in enumerate(session.items)}
             for mutant in self._mutants:
                 if (place := places.get(self._known[mutant])) is not None:
                     self._judge(session, mutant, [place], {place: 0.0})
             return True
-        reach = _forked(lambda _: _reached(session, self._mutants), _LONGEST)
+        reach = self._forked(lambda _: _reached(session, self._mutants))
         if not isinstance(reach, _Reach):
             self.broken = reach or "the tests did not end without a mutant"
             return True
         for mutant in self._mutants:
             quickest = sorted(reach.took, key=reach.took.__getitem__)
             chosen = [place for place in quickest if reach.tells(place, mutant)]
-            if not chosen:  # a deleted guard may be true in a child of the test's, which is not seen here
-                chosen = [place for place in quickest if reach.comes(place, mutant)]
             self._judge(session, mutant, chosen, reach.took)
         return True
 
@@ -121,7 +122,7 @@ class Judge:
         end, by = UNREACHED, -1
         while chosen:
             job = functools.partial(_judged, session, chosen, took, mutant)
-            answer = _forked(job, _LONGEST)
+            answer = self._forked(job)
             if not isinstance(answer, tuple):
                 raise RuntimeError(f"{mutant} cannot be judged:\n{answer}")
             end, by = answer
@@ -135,9 +136,20 @@ class Judge:
             noticed = end in NOTICED and by >= 0
             self._say(Verdict(mutant, end, session.items[by].nodeid if noticed else "", cpu))
 
+    def _forked(self, do: Callable[[mmap.mmap], Any]) -> Any:
+        """What it returns, in a fork; then what its tests have left as files is removed.
+
+        The next fork would remove it in its first test, whose time ends while the files of thousands of tests go.
+        """
+        try:
+            return _forked(do, _LONGEST)
+        finally:
+            if self._files:
+                shutil.rmtree(self._files, ignore_errors=True)
+
     def _is_sound(self, session: Any, place: int) -> bool:
         if place not in self._sound:
-            answer = _forked(functools.partial(_judged, session, [place], {place: 0.0}, None), _LONGEST)
+            answer = self._forked(functools.partial(_judged, session, [place], {place: 0.0}, None))
             self._sound[place] = isinstance(answer, tuple) and answer[0] == SURVIVED
         return self._sound[place]
 
@@ -223,7 +235,9 @@ def _kill(child: int) -> None:
 
 def _reached(session: Any, mutants: Sequence[Mutant]) -> Any:
     """Run all tests, and return what each finds at the guards."""
-    seen: set[tuple[str, int, bool]] = set()
+    guards = list({(mutant.file, mutant.number) for mutant in mutants})
+    # Shared, so that what forks of a test find is seen too: a byte for each guard that was false, one where true.
+    seen = mmap.mmap(-1, 2 * len(guards))
     numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
     one: dict[tuple[str, str], Mutant] = {}
     for mutant in mutants:
@@ -231,24 +245,25 @@ def _reached(session: Any, mutants: Sequence[Mutant]) -> Any:
         one[mutant.file, mutant.function] = mutant
     for (file, function), wanted in numbers.items():
         name = f"{_PROBE}{len(vars(builtins))}"
-        setattr(builtins, name, functools.partial(_told, seen, file))
+        places = {number: 2 * guards.index((file, number)) for number in wanted}
+        setattr(builtins, name, functools.partial(_told, seen, places))
         function_of(one[file, function]).__code__ = probed(file, function, wanted, name)
     reach = _Reach({}, {})
     failed = 0
     for place, item in enumerate(session.items):
-        seen.clear()
+        seen[:] = bytes(len(seen))
         begin = time.monotonic()
         _run(item, session.items[place + 1] if place + 1 < len(session.items) else None)
         if session.testsfailed > failed:  # by itself: it judges nothing
             failed = session.testsfailed
             continue
-        reach.found[place] = set(seen)
+        reach.found[place] = {(*guards[at // 2], bool(at % 2)) for at, byte in enumerate(seen[:]) if byte}
         reach.took[place] = time.monotonic() - begin
     return reach
 
 
-def _told(seen: set[tuple[str, int, bool]], file: str, number: int, condition: Any) -> Any:
-    seen.add((file, number, bool(condition)))
+def _told(seen: mmap.mmap, places: Mapping[int, int], number: int, condition: Any) -> Any:
+    seen[places[number] + bool(condition)] = 1
     return condition
 
 

@@ -26,6 +26,7 @@ _TERMINATE_WAIT = 2.0
 _KILL_WAIT = 5.0
 _REAP_WAIT = 2.0
 _STDERR_QUOTED = 2000
+_SETPRIV_MAX = 1 << 20  # bytes; util-linux has it in some 50,000
 
 
 class ChildProcess:
@@ -197,6 +198,23 @@ def which(name: str) -> str | None:
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)  # noqa: PTH113
 
 
+def _setpriv() -> str | None:
+    """The path of a setpriv(1) that sets the parent-death signal; None: there is none.
+
+    BusyBox's does not, nor util-linux's before 2.33. Which one it is can be read in the program: to ask it for its
+    options takes as long as QEMU's start.
+    """
+    path = which("setpriv")
+    try:
+        if path is not None:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # pathlib is not imported
+                if b"pdeathsig" in file.read(_SETPRIV_MAX):
+                    return path
+    except OSError:  # it may be run and not read
+        pass
+    return None
+
+
 def _start(command: list[str], fds: Sequence[int], stderr: int) -> int:
     """Start a program in a session of its own, with these descriptors and no others; returns its PID.
 
@@ -209,7 +227,7 @@ def _start(command: list[str], fds: Sequence[int], stderr: int) -> int:
         OSError: It cannot be started.
         ValueError: An argument has a null byte.
     """
-    setpriv = which("setpriv")
+    setpriv = _setpriv()
     if setpriv is None:
         return _start_by_python(command, fds, stderr, dies_with_parent=False)
     # Runs nothing of Python between fork and exec, which is safe beside other threads.
@@ -240,7 +258,7 @@ def _inherited(fd: int) -> bool:
 
 
 def _start_by_python(command: list[str], fds: Sequence[int], stderr: int, *, dies_with_parent: bool) -> int:
-    """The same where the C library cannot, or without setpriv(1): then the parent-death signal is set here."""
+    """The same where the C library cannot, or no setpriv(1) can: then the parent-death signal is set here."""
     import subprocess
 
     before: Callable[[], object] | None = None

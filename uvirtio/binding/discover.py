@@ -329,9 +329,7 @@ def _id_of_function(path: Path) -> int | None:
     if function is None:
         return None
     vendor, device = sysfs.number(function / "vendor"), sysfs.number(function / "device")
-    if vendor is None or device is None or not ids.is_virtio_pci(vendor, device):
-        return None
-    return ids.device_id_of_pci(vendor, device)
+    return None if vendor is None or device is None else ids.device_id_of_pci(vendor, device)
 
 
 def vdpa_above(roots: Roots) -> dict[Path, list[str]]:

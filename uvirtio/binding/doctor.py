@@ -382,7 +382,7 @@ def _qemu(ask: Callable[[str], str]) -> Iterator[Check]:
         yield Check("qemu", "warn", f"no {Q35.binary} in PATH: no qemu: devices", f"apt-get install {Q35.package}")
         return
     path = next(iter(found.values()))
-    match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", ask(path))
+    match = re.search(r"version ([0-9]{1,6})\.([0-9]{1,6})(\.[0-9]+)?", ask(path))
     oldest = ".".join(map(str, _QEMU_OLDEST))
     if match is None:
         yield Check("qemu", "warn", f"{path} does not tell its version", f"install QEMU {oldest} or later")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from uvirtio.errors import EnvironmentLack, OperationFailed, PermissionLack, UvirtioError
 from uvirtio.host import privilege, sysfs
+from uvirtio.host.digits import decimal
 from uvirtio.host.proc import boot_id, kernel_release
 from uvirtio.host.process import start_time
 from uvirtio.host.roots import Roots
@@ -55,8 +57,8 @@ class DeviceEntry(NamedTuple):
     @property
     def number(self) -> int:
         """The N of ``virtioN``; -1 where there was none."""
-        digits = (self.virtio_name or "").removeprefix("virtio")
-        return int(digits) if digits.isdecimal() and digits.isascii() else -1
+        number = decimal((self.virtio_name or "").removeprefix("virtio"))
+        return -1 if number is None else number
 
     def as_dict(self) -> dict[str, Any]:
         """The record as the journal file and the JSON of ``journal`` have it."""
@@ -152,13 +154,14 @@ def store(entry: Entry, roots: Roots) -> None:
 
 def _unwritable(what: str, error: OSError, roots: Roots) -> EnvironmentLack:
     home = directory(roots)
+    there = next((place for place in home.parents if sysfs.exists(place)), home.parent)  # on its file system
     return EnvironmentLack(
         what,
         seen=f"{home}: {error.strerror}",
         expected="a directory on a file system with room, which root may write",
         remedy=privilege.remedy("run this as root", path=home, roots=roots)
         if privilege.refused(error)
-        else f"see to it that {home} can be written: df {home.parent}",
+        else f"see to it that {home} can be written: df {shlex.quote(str(there))}",
     )
 
 
@@ -263,7 +266,7 @@ def unread(roots: Roots) -> UvirtioError | None:
     unseen, bad = hidden(roots), damaged(roots)
     if unseen:
         error = _refusal(unseen[0])
-        kind, do = EnvironmentLack, f"see why it cannot be read: ls -l {unseen[0]}"
+        kind, do = EnvironmentLack, f"see why it cannot be read: ls -l {shlex.quote(str(unseen[0]))}"
         if error is not None and privilege.refused(error):
             kind, do = PermissionLack, privilege.remedy("run this as root", path=unseen[0], roots=roots)
         return kind(
@@ -278,7 +281,7 @@ def unread(roots: Roots) -> UvirtioError | None:
             seen=[str(path) for path in bad],
             expected=f"entries of the form {SCHEMA}",
             remedy="`uvirtio list` shows what has a user-space driver, `uvirtio restore DEV` says how to give it "
-            f"back by hand; then, as root: rm {bad[0]}",
+            f"back by hand; then, as root: rm {shlex.quote(str(bad[0]))}",
         )
     return None
 

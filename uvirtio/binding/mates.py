@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from bisect import bisect_left
 from functools import cached_property
+from itertools import accumulate
 
 from uvirtio.binding.discover import DiscoveredDevice, pci_functions, platform_devices
 from uvirtio.host import addresses, mmio, sysfs
@@ -47,22 +48,28 @@ class Mates:
         ]
 
     @cached_property
-    def _in_page(self) -> dict[int, list[DiscoveredDevice]]:
-        """The virtio-mmio devices in each page of the CPU, by its number."""
-        pages: dict[int, list[DiscoveredDevice]] = defaultdict(list)
-        for device in platform_devices(self._roots):
-            if device.window is not None:
-                for page in mmio.pages(*device.window):
-                    pages[page].append(device)
-        return pages
+    def _windows(self) -> list[tuple[range, DiscoveredDevice]]:
+        """The virtio-mmio devices with the pages of the CPU that each is in, by the first one."""
+        found = ((mmio.pages(*one.window), one) for one in platform_devices(self._roots) if one.window is not None)
+        return sorted(found, key=lambda pair: pair[0].start)
+
+    @cached_property
+    def _reach(self) -> list[int]:
+        """Where the furthest of the windows up to each of these ends. Firmware may claim one of any length."""
+        return [*accumulate((pages.stop for pages, _ in self._windows), max)]
 
     def page_members(self, found: DiscoveredDevice) -> list[DiscoveredDevice]:
         """The other virtio-mmio devices with registers in a page of the CPU that this one is in, by address."""
         if found.window is None:
             return []
-        here = {one.address: one for page in mmio.pages(*found.window) for one in self._in_page.get(page, ())}
-        here.pop(found.address, None)
-        return sorted(here.values(), key=lambda one: one.address)
+        mine, here = mmio.pages(*found.window), []
+        at = bisect_left(self._windows, mine.stop, key=lambda pair: pair[0].start)
+        while at > 0 and self._reach[at - 1] > mine.start:
+            at -= 1
+            pages, one = self._windows[at]
+            if pages.stop > mine.start and one.address != found.address:
+                here.append(one)
+        return sorted(here, key=lambda one: one.address)
 
 
 def _functions(group: int, roots: Roots) -> list[DiscoveredDevice] | None:

@@ -16,6 +16,7 @@ from uvirtio.binding.discover import DiscoveredDevice
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
 from uvirtio.host import modules, proc, sysfs
+from uvirtio.host.digits import decimal
 from uvirtio.host.drivers import KMEM, VFIO, is_for_user_space
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.process import Mount
@@ -432,7 +433,7 @@ def _crypto(facts: Facts) -> Iterator[Answer]:
         return
     for fields in algorithms:
         driver, count = fields.get("driver", ""), fields.get("refcnt", "")
-        if driver.startswith("virtio_crypto") and count.isdecimal() and int(count) > 1:
+        if driver.startswith("virtio_crypto") and (decimal(count) or 0) > 1:
             yield Finding("other-use", f"/proc/crypto: {driver} has refcnt {count}")
 
 

@@ -6,6 +6,7 @@ it raises into the documented output and an exit code. No traceback leaves a com
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -368,10 +369,11 @@ def perform(cmd: Command, body: Callable[[], int | None]) -> int:
     except Exception as unforeseen:  # noqa: BLE001  # no traceback may leave a command
         if cmd.guard.received is not None:  # a dead terminal, most likely
             return _signalled(cmd, cmd.guard.received)
-        if isinstance(unforeseen, OSError):
+        if isinstance(unforeseen, OSError | MemoryError):
             from uvirtio.host import limits
 
-            found = limits.reached(unforeseen, f"{cmd.name} cannot go on")
+            lacking = unforeseen if isinstance(unforeseen, OSError) else OSError(errno.ENOMEM, "")
+            found = limits.reached(lacking, f"{cmd.name} cannot go on")
             if found is not None:
                 return _report(cmd, found)
         return _bug(cmd, unforeseen)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from uvirtio.conform.report import Report
 from uvirtio.conform.verdict import Verdict
 from uvirtio.errors import OperationFailed, UsageError
+
+_LONGEST = 1 << 20
 
 
 def text_of(report: Report) -> str:
@@ -31,12 +31,17 @@ def read(name: str) -> dict[str, str] | None:
         OperationFailed: It cannot be read.
     """
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        with open(name, encoding="utf-8") as file:  # noqa: PTH123
+            text = file.read(_LONGEST + 1)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         seen = getattr(error, "strerror", None) or str(error)
         raise OperationFailed(f"{name} cannot be read", seen=seen, expected="a list of verdicts") from error
+    if len(text) > _LONGEST:
+        raise OperationFailed(
+            f"{name} cannot be read", seen=f"more than {_LONGEST} characters", expected="a list of verdicts"
+        )
     words = {verdict.value for verdict in Verdict}
     found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):

@@ -76,7 +76,7 @@ class Queue(StaysHere):
         self._slots: Slots | None = None
         self._monotonic = monotonic
         self._owed = False
-        """The device asked for a notification that it was not given yet."""
+        """The device asked for a notification, at the last publication, that it was not given yet."""
         self._noted = 0
         self._marks: dict[int, float] = {}
         """When so many chains had been published, by the clock."""
@@ -111,14 +111,21 @@ class Queue(StaysHere):
 
     def kick(self) -> None:
         """Make the added chains available, and notify the device unless it suppresses that (2.7.13)."""
-        if self.ring.publish() or self._owed:
+        if self.ring.publish() or (self._owed and self.ring.wants_kick()):
             self.notify()  # before all else: the device may be asleep
+        self._owed = False
         self._note()
 
     def show_added(self) -> None:
-        """Make the added chains available; the notification, if the device asks for one, comes with ``kick``."""
+        """Make the added chains available; the notification, if the device asks for one, comes with ``kick``.
+
+        It comes at once where the device has no other chain: it wakes up while others are added.
+        """
+        idle = not self.ring.in_flight
         if self.ring.publish():
             self._owed = True
+            if idle:
+                self.notify()
         self._note()
 
     def publish(self) -> bool:

@@ -215,7 +215,9 @@ class BaseRequestQueues(Generic[Q, R]):
                 return not left
 
             try:
-                if alone and not self._skipping:
+                if not alone:
+                    self._listen()
+                elif not self._skipping:
                     self._silence()
                 self.kick()
                 if not ready():
@@ -274,7 +276,7 @@ class BaseRequestQueues(Generic[Q, R]):
                 requestq.queue.ring.want_interrupts(False)
 
     def _listen(self) -> None:
-        """Enable interrupts, before a last look and a wait."""
+        """Enable interrupts: before a last look and a wait, or before a device sees what is not waited for."""
         if self._silent:
             for requestq in self._free:
                 if requestq.queue.ring.broken is None:
@@ -368,6 +370,7 @@ class RequestDriver(Driver):
     def kick(self) -> None:
         """Notify the device of requests that were submitted without a kick."""
         with self.session():
+            self._requests._listen()
             self._requests.kick()
 
 

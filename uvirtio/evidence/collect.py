@@ -24,6 +24,7 @@ from uvirtio.errors import DeviceAbsent, DeviceGone, DeviceTimeout, PermissionLa
 from uvirtio.evidence import record
 from uvirtio.evidence.record import Bar, Record
 from uvirtio.host import proc, sysfs
+from uvirtio.host.digits import decimal
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction
 from uvirtio.interfaces.memory import Registers
@@ -211,7 +212,7 @@ def interrupts(known: dict[str, Any] | None, found: DiscoveredDevice, roots: Roo
         roots: Where ``/proc`` is.
     """
     counts = proc.interrupts(roots)
-    numbers = sorted(int(name) for name in sysfs.names(found.path / "msi_irqs") if name.isdecimal())
+    numbers = sorted(irq for name in sysfs.names(found.path / "msi_irqs") if (irq := decimal(name)) is not None)
     irq = sysfs.number(found.path / "irq")
     vectors = []
     for number in numbers or ([irq] if irq else []):

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from uvirtio.evidence.mask import MASKED
 from uvirtio.evidence.record import Record
+from uvirtio.host.digits import decimal
 from uvirtio.spec import pci
 from uvirtio.spec import status as st
 
@@ -155,7 +156,8 @@ def _lists(section: str, one: list[Any], other: list[Any], path: str) -> Iterato
         return
     left, right = ({str(each[key]): each for each in side} for side in (one, other))
     for name in dict.fromkeys((*left, *right)):
-        shown = f"0x{int(name):02x}" if key in ("config_offset", "offset") and name.isdecimal() else name
+        number = decimal(name) if key in ("config_offset", "offset") else None
+        shown = name if number is None else f"0x{number:02x}"
         label = f"{path}[{shown}]" if path else f"[{shown}]"
         if name in left and name in right:
             yield from _values(section, left[name], right[name], label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from uvirtio.evidence import checker, lspci, record, umockdev
 from uvirtio.evidence.record import Record
 from uvirtio.evidence.text import bad, place
 from uvirtio.host import addresses
+from uvirtio.host.whole import write_whole
 from uvirtio.report import documents
 from uvirtio.report.documents import Script
 from uvirtio.spec import pci
@@ -71,13 +72,13 @@ class Evidence:
                 f"{self.name} has no virtio device {name}".rstrip(),
                 seen=every or "no virtio device at all",
                 expected="a device in the file",
-                remedy=f"uvirtio list -F {self.name}",
+                remedy=f"uvirtio list -F {shlex.quote(self.name)}",
             )
         raise UsageError(
             f"{self.name} has several virtio devices",
             seen=every,
             expected="one: name it by its address",
-            remedy=f"uvirtio list -F {self.name}",
+            remedy=f"uvirtio list -F {shlex.quote(self.name)}",
         )
 
 
@@ -255,11 +256,7 @@ def write(name: str, text: str) -> None:
         OperationFailed: The file cannot be written.
     """
     try:
-        fd = os.open(Path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123
-            if Path(name).is_file():
-                os.fchmod(fd, 0o600)
-            file.write(text)
+        write_whole(name, text.encode(), 0o600)
     except OSError as error:
         raise OperationFailed(
             f"{name} cannot be written", seen=error.strerror, expected="a file that can be written"

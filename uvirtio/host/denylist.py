@@ -20,6 +20,9 @@ from uvirtio.errors import Denied, UvirtioError
 from uvirtio.host import addresses, limits
 from uvirtio.host.roots import Roots
 
+_LONGEST = 1 << 20
+"""Characters. A longer list is no list: what is behind them would be obeyed or not by where it was cut."""
+
 
 def patterns(roots: Roots) -> list[str]:
     """The patterns of the deny list, in its order; empty where there is no list.
@@ -37,7 +40,9 @@ def patterns(roots: Roots) -> list[str]:
             return []
         raise _unreadable(path, error.strerror) from error
     except PermissionError as error:
-        raise _unreadable(path, error.strerror, remedy=f"as root: chmod 0644 {path}") from error
+        import shlex  # here: lists are readable
+
+        raise _unreadable(path, error.strerror, remedy=f"as root: chmod 0644 {shlex.quote(path)}") from error
     except OSError as error:
         lacking = limits.reached(error, f"the deny list {path} cannot be read")
         raise lacking or _unreadable(path, error.strerror) from error
@@ -54,7 +59,10 @@ def _place(roots: Roots) -> str:
 
 def _text(path: str) -> str:
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
-        return file.read()
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise _unreadable(path, f"more than {_LONGEST} characters")
+    return text
 
 
 def _unreadable(path: str, seen: str | None, *, remedy: str = "") -> Denied:

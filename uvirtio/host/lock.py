@@ -15,6 +15,7 @@ from pathlib import Path
 
 from uvirtio.errors import Busy, EnvironmentLack
 from uvirtio.host import privilege, process
+from uvirtio.host.digits import decimal
 from uvirtio.host.roots import Roots
 
 
@@ -105,13 +106,14 @@ def _lock(fd: int, roots: Roots, deadline: float) -> None:
         time.sleep(0.05)
 
 
-def _taker(fd: int) -> str:
-    """The pid of the process that took the lock; empty where the file has none."""
-    text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-    return text if text.isdecimal() and text.isascii() else ""
+def _taker(fd: int) -> int | None:
+    """The pid of the process that took the lock; None where the file has none."""
+    return decimal(os.pread(fd, 32, 0).decode(errors="replace").strip())
 
 
 def _holder(fd: int, roots: Roots) -> str:
     """The process whose pid is in the file, with the first two words of its command line."""
-    text = _taker(fd)
-    return str(process.holder(int(text), roots)) if text else "another process"
+    pid = _taker(fd)
+    if pid and not process.exists(pid, roots):
+        return f"another process, as the guardian of process {pid}, which has ended"
+    return str(process.holder(pid, roots)) if pid else "another process"

@@ -118,7 +118,7 @@ def configured(module: str, roots: Roots) -> Literal["y", "m", "n"] | None:
         return None
     try:
         with open(roots.proc / "config.gz", "rb", opener=sysfs.unwaiting) as file:
-            packed = file.read()
+            packed = file.read(_LIMIT)
         text = zlib.decompressobj(wbits=31).decompress(packed, _LIMIT).decode("ascii", "replace")  # 31: gzip
     except (OSError, zlib.error):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from pathlib import Path
 
 from uvirtio.host import process, sysfs
@@ -42,7 +43,7 @@ def _refuser(path: Path | None, roots: Roots) -> str:
     if mount is not None:
         return (
             f"this is root, but {mount} is mounted read-only here: run this outside of the container, or "
-            f"mount -o remount,rw {mount}"
+            f"mount -o remount,rw {shlex.quote(mount)}"
         )
     if not process.initial_user_namespace(roots):
         return "this is root of a user namespace only: run it as root of the machine, outside of the container"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from uvirtio.errors import PermissionLack
 from uvirtio.host import privilege, sysfs
+from uvirtio.host.digits import decimal
 from uvirtio.host.pattern import Pattern
 from uvirtio.host.process import unescape
 from uvirtio.host.roots import Roots
@@ -96,6 +97,10 @@ def iomem_addresses(roots: Roots) -> list[IoRange]:
     return found
 
 
+_LONGEST = 1 << 20
+"""Characters of a file of names and numbers that are read."""
+
+
 # --- files of names and numbers -----------------------------------------------------------------------------
 
 
@@ -109,11 +114,12 @@ def numbers(path: Path) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     with open(path, encoding="ascii", errors="replace", opener=sysfs.unwaiting) as file:
-        text = file.read()
+        text = file.read(_LONGEST)
     for line in text.splitlines():
         name, *values = line.replace(":", " ").split() or [""]
-        if values and values[0].isdecimal():
-            found[name] = int(values[0]) << (10 if values[1:2] == ["kB"] else 0)
+        value = decimal(values[0]) if values else None
+        if value is not None:
+            found[name] = value << (10 if values[1:2] == ["kB"] else 0)
     return found
 
 
@@ -158,8 +164,9 @@ def _interrupt_rows(roots: Roots) -> Iterator[tuple[int, int, list[str]]]:
     for line in text[1:]:
         number, colon, rest = line.partition(":")
         words = rest.split(None, cpus + 2)
-        if colon and number.strip().isdecimal() and all(word.isdecimal() for word in words[:cpus]):
-            yield int(number), sum(map(int, words[:cpus])), words[cpus:]
+        of, counts = decimal(number.strip()), [decimal(word) for word in words[:cpus]]
+        if colon and of is not None and None not in counts:
+            yield of, sum(filter(None, counts)), words[cpus:]
 
 
 # --- the kernel itself --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from uvirtio.host import sysfs
+from uvirtio.host.digits import decimal
 from uvirtio.host.roots import Roots
 
 CAP_IPC_LOCK = 14  # <linux/capability.h>
@@ -27,7 +28,7 @@ def directory(pid: Pid, roots: Roots) -> Path:
 
 def pids(roots: Roots) -> list[int]:
     """The numbers of the processes that run now, in ascending order."""
-    return sorted(int(name) for name in sysfs.names(roots.proc) if name.isdecimal() and name.isascii())
+    return sorted(pid for name in sysfs.names(roots.proc) if (pid := decimal(name)) is not None)
 
 
 def all_visible(roots: Roots) -> bool:
@@ -71,7 +72,7 @@ def start_time(pid: Pid, roots: Roots) -> int | None:
     """When a process started, in clock ticks since boot: together with the pid it identifies a process."""
     text = sysfs.read(directory(pid, roots) / "stat", 4096)
     words = text.rpartition(")")[2].split() if text else []
-    return int(words[19]) if len(words) > 19 and words[19].isdecimal() else None
+    return decimal(words[19]) if len(words) > 19 else None
 
 
 _PF_EXITING = 0x4  # <linux/sched.h>
@@ -83,7 +84,7 @@ def ending(pid: Pid, roots: Roots) -> bool:
     if text is None:
         return not exists(pid, roots)
     words = text.rpartition(")")[2].split()  # proc_pid_stat(5): state, and as the seventh the flags
-    flags = int(words[6]) if len(words) > 6 and words[6].isdecimal() else 0
+    flags = (decimal(words[6]) if len(words) > 6 else None) or 0
     return words[:1] in (["Z"], ["X"]) or bool(flags & _PF_EXITING)
 
 
@@ -126,8 +127,7 @@ def status(pid: Pid, roots: Roots) -> dict[str, str]:
 
 def parent(pid: Pid, roots: Roots) -> int | None:
     """The process that started this one; None for the first, and where it cannot be read."""
-    text = status(pid, roots).get("PPid", "")
-    return int(text) if text.isdecimal() and text != "0" else None
+    return decimal(status(pid, roots).get("PPid", "")) or None
 
 
 def capable(capability: int, roots: Roots) -> bool:
@@ -146,7 +146,7 @@ def status_bytes(fields: Iterable[str], roots: Roots) -> int:
     """The sum of fields of this process's status, such as VmLck and VmPin, in bytes; missing fields count as 0."""
     known = status("self", roots)
     words = [known.get(name, "").split() for name in fields]
-    return sum(int(word[0]) << 10 for word in words if word and word[0].isdecimal())  # proc(5): kB there are KiB
+    return sum((decimal(word[0]) or 0) << 10 for word in words if word)  # proc(5): kB there are KiB
 
 
 def locked_memory_limit(roots: Roots) -> int | None:
@@ -157,7 +157,7 @@ def locked_memory_limit(roots: Roots) -> int | None:
     """
     for line in sysfs.lines(directory("self", roots) / "limits") or []:
         if match := re.match(r"Max locked memory\s+(\d+|unlimited)\s", line, re.ASCII):
-            return resource.RLIM_INFINITY if match[1] == "unlimited" else int(match[1])
+            return resource.RLIM_INFINITY if match[1] == "unlimited" else decimal(match[1])
     return None
 
 

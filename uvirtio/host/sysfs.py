@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from uvirtio.host import addresses
+from uvirtio.host.digits import decimal
 from uvirtio.host.roots import Roots
 
 _LIMIT = 1 << 20
@@ -300,7 +301,7 @@ def is_physical_function(directory: Path) -> bool:
 def iommu_group(directory: Path) -> int | None:
     """The number of a device's IOMMU group; None where it is in none."""
     name = link_name(directory / "iommu_group")
-    return int(name) if name is not None and name.isdecimal() and name.isascii() else None
+    return None if name is None else decimal(name)
 
 
 def is_noiommu(directory: Path) -> bool:

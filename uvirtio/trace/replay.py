@@ -14,6 +14,8 @@ from uvirtio.trace.lines import ACTIONS, FORMAT, REMARKS, VERSION, unpack
 from uvirtio.trace.seam import on_tape
 from uvirtio.trace.tape import Books, Fits, Memory, nothing
 
+_LONGEST = 256 << 20
+
 _REMEDY = "record it again with --trace FILE (record=), FILE not ending in .json"
 
 _NEEDS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -61,13 +63,21 @@ class Replay(Books):
 
     def _read(self) -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]:
         try:
-            text = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                text = file.read(_LONGEST + 1)
         except UvirtioError:
             raise
         except OSError as error:
             raise BadTrace(
                 f"{self.path} cannot be read", seen=error.strerror, expected="a record", remedy=_REMEDY
             ) from error
+        if len(text) > _LONGEST:
+            raise BadTrace(
+                f"{self.path} is too long for a record",
+                seen=f"more than {_LONGEST >> 20} MiB",
+                expected="a record that fits into memory",
+                remedy="record a shorter command",
+            )
         raw = text.split(b"\n")
         if raw and raw[-1] == b"":
             raw.pop()

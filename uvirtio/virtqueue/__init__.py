@@ -104,6 +104,14 @@ class Virtqueue(Protocol):
         """
         ...
 
+    def wants_kick(self) -> bool:
+        """Whether a notification that the device requested for what is visible is still of use.
+
+        It is not once the device suppresses notifications: it looks at the ring after it stops doing so, and then
+        finds everything (2.7.10, 2.8.21.3).
+        """
+        ...
+
     def pending(self) -> bool:
         """Whether the device has used a chain that was not reaped."""
         ...

@@ -271,6 +271,12 @@ class PackedQueue(VirtqueueBase):
             return True  # 2.8.10: the rest is reserved, and a superfluous kick does no harm
         return self._passed(wish & 0xFFFF, old, new)
 
+    def wants_kick(self) -> bool:
+        """Whether a notification that was requested is still of use; see ``Virtqueue``."""
+        if self._shut:
+            self.refuse()
+        return self._theirs[0] >> 16 & ring.PACKED_EVENT_FLAGS_MASK != PACKED_EVENT_DISABLE
+
     def _passed(self, off_wrap: int, old: int, new: int) -> bool:
         """Whether the slot that the device names is one of ``old`` to ``new`` - 1, counted from the start."""
         place = off_wrap & ring.PACKED_EVENT_OFF_MASK

@@ -99,6 +99,7 @@ def test_noiommu_mode_still_wants_consent(fake: FakeSys) -> None:
     fake.pci(RNG, "rng")
     fake.text(fake.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
     (found,) = at(fake, RNG)
+    assert isinstance(plan(found, fake.roots).problems[0], NoIommu), "who has not named a driver has not chosen"
     (problem,) = plan(found, fake.roots, driver="vfio-pci").problems
     assert type(problem) is Refused and "unsafe-dma" in problem.message
     assert plan(found, fake.roots, driver="vfio-pci", force=["unsafe-dma"]).problems == ()
@@ -113,6 +114,7 @@ def test_unknown_words_are_usage(fake: FakeSys) -> None:
         plan(found, fake.roots, driver="nvme")
 
 
+@pytest.mark.fault(94)
 def test_a_missing_module_is_found_before_anything(fake: FakeSys) -> None:
     for name in ("unbind", "bind"):
         (fake.sys / "bus/pci/drivers/vfio-pci" / name).unlink()

@@ -50,6 +50,7 @@ def test_a_machine_with_everything(fake: FakeSys, tmp_path: Path) -> None:
     fake.text(me / "limits", "Max locked memory         8388608              8388608              bytes\n")
     fake.text(fake.sys / "kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "16\n")
     fake.text(fake.sys / "kernel/security/lockdown", "[none] integrity confidentiality\n")
+    fake.text(fake.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "N\n")
     fake.text(fake.roots.proc / "pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
     before = fake.snapshot()
     made = run(fake)
@@ -57,6 +58,10 @@ def test_a_machine_with_everything(fake: FakeSys, tmp_path: Path) -> None:
     skipped = [name for name, check in made.items() if check.verdict == "skip"]
     assert skipped == ["vfio-cdev", "vfio-noiommu", "vfio-access", "uio", "devmem"]
     assert made["ways"].detail == "vfio-pci, vhost-vdpa, qemu:"
+    assert made["vfio-noiommu"].detail == "not needed: there is an IOMMU"
+    assert made["vfio-access"].detail.startswith("no function is bound")
+    assert made["uio"].detail.endswith("not needed: vfio-pci is the better way")
+    assert made["devmem"].detail == "no virtio-mmio window here"
     assert fake.snapshot() == before and list(fake.roots.run.iterdir()) == []
 
 
@@ -142,6 +147,19 @@ def test_ways_without_an_iommu(fake: FakeSys) -> None:
     assert "root" in run(fake)["uio"].remedy
     switch.unlink()
     assert "no such mode" in run(fake)["vfio-noiommu"].detail
+
+
+def test_a_uio_driver_that_is_missing_is_told_with_and_without_an_iommu(fake: FakeSys) -> None:
+    """Free huge pages do not make up for it, nor does a group hide it."""
+    fake.text(fake.roots.proc / "self/status", "CapEff:\t000001ffffffffff\n")
+    fake.text(fake.sys / "kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "24\n")
+    for name in ("modules.dep", "modules.builtin"):
+        fake.text(fake.top / "lib/modules/6.1.0-test" / name, "kernel/a.ko:\n")
+    for group in (None, 7):
+        fake.pci(f"0000:0{group or 3}:00.0", "rng", group=group)
+        uio = run(fake)["uio"]
+        assert uio.verdict == "warn" and "uio_pci_generic is not installed" in uio.detail
+        assert uio.remedy.startswith("only needed without an IOMMU: ")
 
 
 def test_character_devices_of_vfio(fake: FakeSys) -> None:

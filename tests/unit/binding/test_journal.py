@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.fakes.fakesys import FakeSys
 from uvirtio.binding import journal
 from uvirtio.binding.journal import DeviceEntry
+from uvirtio.binding.standing import drop_ended, node_to_return, standing
 from uvirtio.errors import EnvironmentLack
 from uvirtio.host.lock import take_lock
 
@@ -104,6 +105,7 @@ def read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.fault(98)
 def test_a_read_only_file_system_is_an_error_of_the_environment(fake: FakeSys) -> None:
     entry = journal.new([DEVICE], fake.roots)
     journal.store(entry, fake.roots)
@@ -189,6 +191,24 @@ def test_a_record_cannot_lead_a_path_astray(fake: FakeSys, change: dict[str, obj
     raw["devices"] = [{**DEVICE.as_dict(), **change}]
     fake.text(journal.directory(fake.roots) / f"{entry.id}.json", json.dumps(raw))
     assert journal.entries(fake.roots) == []
+
+
+def test_an_owner_without_its_node_is_no_ones(fake: FakeSys) -> None:
+    """Hands may have been at the file: what it says of no node is not looked for."""
+    fake.pci("0000:03:00.0", "rng", group=7)
+    device = DEVICE._replace(name="0000:03:00.0", driver="virtio-pci", pci_id=None, node=None)
+    assert device.node_before is not None and node_to_return(device, fake.roots) is None
+    assert standing(device, fake.roots) == "as-before"
+
+
+def test_only_records_of_devices_that_are_locked_end(fake: FakeSys) -> None:
+    """Both are gone; another process may be at work with the second."""
+    other = DEVICE._replace(address="0000:04:00.0", name="0000:04:00.0")
+    entry = journal.new([DEVICE, other], fake.roots)
+    journal.store(entry, fake.roots)
+    drop_ended({DEVICE.address}, fake.roots)
+    (left,) = journal.entries(fake.roots)
+    assert left.devices == (other,)
 
 
 def test_a_bad_record_hides_no_good_one(fake: FakeSys) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.fakesys import FakeSys
+from tests.fakes.fakesys import KERNEL, FakeSys
 from uvirtio.binding import discover, journal, plan, rules
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, check, refusals
@@ -143,6 +143,12 @@ def test_mounted_in_another_name_space(fake: FakeSys) -> None:
 
 
 @pytest.mark.fault("R1")
+def test_a_process_that_has_ended_hides_no_mount(fake: FakeSys) -> None:
+    disk(fake)
+    (fake.roots.proc / "4242/fd").mkdir(parents=True)  # it was there when they were listed: it has no ns any more
+    assert Facts(fake.roots).mounts_complete and verdicts(fake) == ([], [])
+
+
 def test_mounted_below_lvm_on_crypt(fake: FakeSys) -> None:
     path = disk(fake)
     crypt = mapper(fake, path / "vda2", "dm-0", "crypt", "253:0")
@@ -271,6 +277,30 @@ def test_what_an_ordinary_user_cannot_see(fake: FakeSys, monkeypatch: pytest.Mon
     assert "other users" in answer.unchecked[0].why
     fake.mountinfo(["20 1 254:1 / / rw - ext4 /dev/vda1 rw"])
     assert verdicts(fake).unchecked == []  # refused anyway
+
+
+@pytest.mark.parametrize(
+    ("kind", "child", "subsystem", "rules_"),
+    [
+        ("vsock", "", "", ["other-use"]),
+        ("sound", "sound/card0/seq", "sound", ["other-use"]),
+        ("console", "", "", ["console"]),
+        ("gpu", "drm/card0", "drm", ["display-input"]),
+        ("input", "input/input3/event3", "input", ["display-input"]),
+        ("rng", "", "", []),
+    ],
+)
+def test_open_files_that_cannot_be_seen_matter_where_something_can_be_opened(
+    fake: FakeSys, monkeypatch: pytest.MonkeyPatch, kind: str, child: str, subsystem: str, rules_: list[str]
+) -> None:
+    device = fake.pci(AT, kind, group=7)
+    if child:
+        fake.child(device, f"virtio0/{child}", subsystem, {"dev": "116:2\n"})
+    if kind not in KERNEL:
+        fake.attach(fake.sys / "bus/virtio/devices/virtio0", kind, bus="virtio")
+    assert verdicts(fake).unchecked == []
+    monkeypatch.setattr(Facts, "open_complete", property(lambda self: False))
+    assert [one.rule for one in verdicts(fake).unchecked] == rules_
 
 
 # --- network -----------------------------------------------------------------------------------------------
@@ -542,6 +572,19 @@ def test_the_only_hardware_rng_warns(fake: FakeSys) -> None:
 
 
 @pytest.mark.fault("R9")
+def test_what_the_kernel_uses_is_not_held_against_a_function_that_it_has_not(fake: FakeSys) -> None:
+    """Another function is the source of /dev/hwrng, and has the keys: this one is vfio-pci's."""
+    fake.text(fake.sys / "class/misc/hw_random/rng_current", "virtio_rng.0\n")
+    fake.text(fake.sys / "class/misc/hw_random/rng_available", "virtio_rng.0\n")
+    stanza = "name : cbc(aes)\ndriver : virtio_crypto_aes_cbc\nrefcnt : 2\n"
+    fake.text(fake.roots.proc / "crypto", stanza)
+    fake.pci(AT, "rng", group=7, driver="vfio-pci")
+    fake.pci("0000:04:00.0", "crypto", group=8, driver="vfio-pci")
+    for address in (AT, "0000:04:00.0"):
+        assert found(fake, "other-use", address) == []
+
+
+@pytest.mark.fault("R9")
 def test_keys_in_use(fake: FakeSys) -> None:
     fake.pci(AT, "crypto", group=7)
     stanza = "name : cbc(aes)\ndriver : virtio_crypto_aes_cbc\nrefcnt : {}\n\nname : x\ndriver : y\nrefcnt : 9\n"
@@ -693,7 +736,7 @@ def test_a_vdpa_disk_that_is_mounted_stays(fake: FakeSys) -> None:
     assert [f.evidence for f in found(fake, "mounted", "vdpa:vduse0")] == ["/dev/vda is mounted on /data"]
 
 
-@pytest.mark.fault("R16")
+@pytest.mark.fault(94, "R16")
 def test_a_container(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=7)
     fake.mountinfo(["20 1 0:20 / /sys ro,nosuid - sysfs sysfs ro"])

@@ -12,6 +12,7 @@ from tests.fakes.uevents import SentEvents
 from uvirtio.binding import settle
 from uvirtio.binding.settle import Settling
 from uvirtio.errors import OperationFailed
+from uvirtio.host.roots import Roots
 
 RNG = "/devices/pci0000:00/0000:00:02.0"
 
@@ -41,6 +42,13 @@ def test_without_udevd_there_is_nothing_to_wait_for(fake, device):
         change(fake, "vfio-pci")
         assert udev.wait(60) is False
         assert udev.why == "no udevd runs here"
+
+
+def test_on_a_machine_without_udevd_libudev_is_not_asked(monkeypatch):
+    monkeypatch.setattr(settle, "UdevEvents", lambda group: pytest.fail("its group has no sender"))
+    monkeypatch.setattr(settle, "udev_runs", lambda roots: False)
+    with Settling([], Roots()) as udev:
+        assert udev.wait(60) is False and udev.why == "no udevd runs here"
 
 
 def test_the_devices_own_event_is_waited_for(fake, device):

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,6 +100,27 @@ def test_a_device_that_was_gone_again_before_anybody_looked_is_told(events, watc
     assert found[0].type == "rng"
 
 
+@pytest.mark.parametrize(
+    ("subsystem", "where", "address"),
+    [
+        ("vdpa", "/devices/virtual/vdpa/vduse7", "vdpa:vduse7"),
+        ("platform", "/devices/platform/LNRO0005:07", "LNRO0005:07"),
+        ("pci", "/devices/pci0000:00/0000:00:09.0:pcie001", None),
+        ("pci", "/devices/pci0000:00", None),
+        ("platform", "/devices/platform/serial8250", None),
+        ("acpi", "/devices/LNXSYSTM:00/LNXSYBUS:00/LNRO0005:07", None),
+        ("vdpa", "/devices/virtual/vdpa/LNRO0005:07", "vdpa:LNRO0005:07"),  # a name that its owner has chosen
+        ("net", "/devices/virtual/vdpa/vduse7", None),
+        ("pci_express", NEW, None),
+    ],
+)
+def test_what_was_gone_again_is_told_by_its_bus_and_name(events, watcher, subsystem, where, address):
+    events.send("add", where, subsystem, PCI_ID="1AF4:1044")
+    events.send("remove", where, subsystem, PCI_ID="1AF4:1044")
+    expected = [] if address is None else [("added", address), ("removed", address)]
+    assert [(one.event, one.address) for one in watcher.read(0)] == expected
+
+
 @pytest.mark.parametrize("pci_id", ["8086:10C9", "1AF4:1110", "", "1AF4", "x:y"])
 def test_other_functions_are_passed_over(events, watcher, pci_id):
     events.send("add", NEW, "pci", PCI_ID=pci_id)
@@ -152,6 +174,24 @@ def test_a_carrier_is_looked_at_once_in_an_interval(fake, events):
     with Watcher(fake.roots, events=events, poll=86400) as watcher:
         fake.text(nic / "virtio4/net/eth0/carrier", "0")
         assert watcher.read(0) == []
+
+
+@pytest.mark.parametrize("timeout", [None, 86400])
+def test_no_wait_is_longer_than_until_the_next_look(fake, events, timeout):
+    nic = fake.pci("0000:00:05.0", "net", virtio="virtio4")
+    carrier = fake.child(nic, "virtio4/net/eth0", "net", {"carrier": "1"}) / "carrier"
+    waits = []
+
+    def poll(milliseconds):
+        waits.append(milliseconds)
+        fake.text(carrier, "0")
+        watcher._polled_at -= 60
+
+    with Watcher(fake.roots, events=events, poll=60) as watcher:
+        watcher._poller = SimpleNamespace(poll=poll)
+        (one,) = watcher.read(timeout)
+    assert one.changes == {"carrier": ("1", "0")} and len(waits) == 1
+    assert waits[0] is not None and 0 < waits[0] <= 60_001
 
 
 def test_without_an_interface_nothing_is_looked_at(watcher):
@@ -254,6 +294,8 @@ def test_interrupt_wakes_the_one_who_waits_though_there_is_no_standard_input(fak
             watcher.interrupt(KeyboardInterrupt(signal.SIGINT))
             assert watcher._poller.poll(0), "a wait would end"
         watcher.interrupt(KeyboardInterrupt(signal.SIGINT))  # too late, and no error
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(0)
     finally:
         os.dup2(stdin, 0)
         os.close(stdin)

@@ -388,6 +388,31 @@ def test_install_writes_one_file_and_says_which(
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_without_a_home_directory_it_is_told_where_the_script_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A service's user has none; and a relative path of a variable is to be ignored (XDG Base Directory)."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CONFIG_HOME", "BASH_COMPLETION_USER_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", "here")
+    for home in (None, "here"):
+        monkeypatch.setattr(Path, "home", classmethod(lambda _, home=home: _home(home)))
+        assert main(["--install-completion", "bash"]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("uvirtio: UV-OPERATION: this user has no home") and "--show-completion bash" in told
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.setenv("BASH_COMPLETION_USER_DIR", f"{tmp_path}/a b:/elsewhere")
+    assert main(["--install-completion", "bash"]) == 0
+    assert [*tmp_path.rglob("uvirtio")] and f"rm '{tmp_path}/a b/completions/uvirtio'" in capsys.readouterr().out
+
+
+def _home(text: str | None) -> Path:
+    if text is None:
+        raise RuntimeError("Could not determine home directory.")
+    return Path(text)
+
+
 # --- real shells ----------------------------------------------------------------------------------------------
 
 # What is typed, \t for TAB, and the words that the command is started with.

@@ -297,6 +297,15 @@ def test_the_first_buffer_is_posted_before_driver_ok_and_kicked_after():
     rig.leave()
 
 
+def test_first_values_that_do_not_come_have_a_deadline():
+    source = Source()
+    source.gate.clear()
+    with pytest.raises(OperationFailed, match="could not be collected") as caught:
+        Rig(Balloon(features=STATS), timeout=0.05, stats=source)
+    source.gate.set()
+    assert caught.value.seen == "nothing in 0.05 s" and "stats=None" in str(caught.value.remedy)
+
+
 @pytest.mark.spec("BAL-S01", "BAL-S03", "BAL-S04", "BAL-S06")
 def test_each_return_of_the_buffer_is_answered_with_fresh_values(at_once: None):
     source = Source()

@@ -624,7 +624,7 @@ def test_a_submission_too_many_waits_for_room(features: int | None):
 def test_a_kick_for_many():
     model = Disk()
     with driven(model) as (_, device, blk):
-        out = [blk.submit_read(number, 1, kick=False) for number in range(20)]
+        out = [blk.submit_read(number, 1, kick=False) for number in range(7)]
         assert device.queues[0].kicks == 0
         blk.wait(out)
         assert device.queues[0].kicks == 1
@@ -790,7 +790,7 @@ def test_a_call_alone_suppresses_interrupts_and_nothing_else_does(without: tuple
             assert device.service() and out.done
             blk.read(number, 1)
             assert not device.service()
-        blk.wait([blk.submit_read(number, 1, kick=False) for number in range(9)])
+        blk.wait([blk.submit_read(number, 1, kick=False) for number in range(7)])
         assert not device.service()
 
 
@@ -851,24 +851,83 @@ def test_after_polls_in_vain_fewer_calls_poll():
         assert device.broken is None
 
 
-def test_what_is_submitted_without_a_kick_is_shown_early_and_notified_late():
-    """A device that polls works on eight of them while others are submitted; one that does not is kicked once."""
-    with driven(Disk()) as (_, device, blk):
+def test_what_is_submitted_without_a_kick_is_shown_eight_at_a_time():
+    """A device with nothing to do is notified of the first eight: it wakes up while others are submitted."""
+    word = FEATURES | f.mask(f.VERSION_1, f.INDIRECT_DESC)
+    with driven(Disk(), auto=False, features=word) as (scripted, device, blk):
         queue = device.queues[0]
         shown = []
         out = []
         for number in range(20):
             out.append(blk.submit_read(number, 1, kick=False))
-            shown.append(queue.ring.published)
-        assert shown == [0] * 7 + [8] * 8 + [16] * 5 and queue.kicks == 0
+            shown.append((queue.ring.published, queue.kicks))
+        assert shown == [(0, 0)] * 7 + [(8, 1)] * 8 + [(16, 1)] * 5
         blk.kick()
-        assert (queue.ring.published, queue.kicks) == (20, 1)
+        assert (queue.ring.published, queue.kicks) == (20, 2)
         out += [blk.submit_read(number, 1, kick=False) for number in range(4)]
-        assert queue.ring.published == 24 and queue.kicks == 1
+        assert (queue.ring.published, queue.kicks) == (24, 2)
         blk.kick()  # nothing is added since, and the device asked for a notification
-        assert queue.kicks == 2
+        assert queue.kicks == 3
+        blk.kick()
+        assert queue.kicks == 3
+        scripted.run()
         blk.wait(out)
         assert all(request.result() == bytes(512) for request in out)
+
+
+@pytest.mark.parametrize("word", [0, f.mask(f.EVENT_IDX), f.mask(f.RING_PACKED)])
+def test_a_device_that_looks_at_the_ring_meanwhile_is_not_notified(word: int):
+    """It suppresses notifications while it looks; a later avail_event does not say that it looked."""
+    features = FEATURES | f.mask(f.VERSION_1, f.INDIRECT_DESC) | word
+    owed = word == f.mask(f.EVENT_IDX)
+    with driven(Disk(), auto=False, features=features) as (scripted, device, blk):
+        queue, other = device.queues[0], scripted.queues[0].ring
+        assert other is not None
+        out = [blk.submit_read(number, 1, kick=False) for number in range(8)]
+        scripted.fetch(0)
+        out += [blk.submit_read(number, 1, kick=False) for number in range(8)]
+        assert (queue.ring.published, queue.kicks, queue._owed) == (16, 1, True)
+        other.ask_for_kicks(False)
+        blk.kick()
+        assert (queue.kicks, queue._owed) == (1 + owed, False)
+        scripted.fetch(0)
+        other.ask_for_kicks(False)
+        assert blk.poll() == 16
+        out += [blk.submit_read(number, 1, kick=False) for number in range(9)]
+        blk.kick()
+        assert (queue.ring.published, queue.kicks) == (25, 1 + owed)
+        scripted.fetch(0)
+        blk.wait(out)
+        assert [request.error for request in out] == [None] * 25
+
+
+def _ways_to_show() -> dict[str, tuple[int, Callable[[Blk, list[Request]], object], bool]]:
+    """How many reads without a kick, what shows them to the device, and whether interrupts are on then."""
+    return {
+        "kick": (3, lambda blk, _: blk.kick(), True),
+        "the eighth": (8, lambda _, __: None, True),
+        "one of them is waited for": (3, lambda blk, out: blk.wait(out[:1]), True),
+        "a request with a kick": (3, lambda blk, _: blk.submit_read(1, 1), True),
+        "all are waited for": (3, lambda blk, _: blk.wait(), False),
+    }
+
+
+@pytest.mark.parametrize(("count", "show", "on"), _ways_to_show().values(), ids=_ways_to_show())
+def test_what_the_device_sees_while_none_waits_for_it_has_an_interrupt(
+    count: int, show: Callable[[Blk, list[Request]], object], on: bool
+):
+    """After a wait interrupts are still suppressed; an event loop of the caller's needs them again."""
+    with driven(Disk()) as (scripted, device, blk):
+        ring: Any = device.queues[0].ring
+        blk.wait([blk.submit_read(0, 1, kick=False)])
+        assert not ring._interrupts
+        found: list[bool] = []
+        scripted.on_kick = lambda: found.append(ring._interrupts)
+        out = [blk.submit_read(number, 1, kick=False) for number in range(count)]
+        show(blk, out)
+        assert found[0] is on
+        blk.wait()
+        assert [request.error for request in out] == [None] * count
 
 
 def test_a_call_of_many_requests_kicks_for_the_first_and_for_the_rest():

@@ -343,6 +343,25 @@ def test_a_reader_that_leaves_early_leaves_nothing_out():
         assert list(burst.read([])) == []
 
 
+def test_a_wait_that_has_seen_an_answer_neither_polls_on_nor_sleeps(monkeypatch: pytest.MonkeyPatch):
+    model = Disk()
+    with driven(model) as (_, _, blk):
+        burst = blk.burst(1)
+        model.hold = True
+        burst.post(burst.slots[:2], [5, 6])
+        monkeypatch.setattr(burst, "_sleep", lambda *_: pytest.fail("it sleeps"))
+        relay, asked = burst._queue.relay, []
+
+        def late(glances: int) -> int:
+            asked.append(glances)
+            if len(asked) == 3:
+                model.release([0, 1])
+            return relay(glances)
+
+        monkeypatch.setattr(burst._queue, "relay", late)
+        assert burst._await(30.0, 0.5) == 2 and len(asked) == 3
+
+
 def test_leaving_a_burst_sleeps_with_interrupts(monkeypatch: pytest.MonkeyPatch):
     """They are suppressed while a burst looks at the ring, and enabled before each sleep."""
     model = Disk()

@@ -104,6 +104,21 @@ def test_a_list_may_stand_further_in_than_its_key():
     assert libinput.parse(other) == libinput.parse(lines())
 
 
+@pytest.mark.parametrize("blank", ["\n", "   \n", "\t\n", "        # and more\n"])
+def test_lines_that_say_nothing_end_nothing(blank: str):
+    """Wherever they stand and however far in: within a list, a frame, or brackets."""
+    spaced = [part for line in lines() for part in (line, blank)]
+    assert libinput.parse(spaced) == libinput.parse(lines())
+
+
+def test_events_about_the_stream_do_not_end_a_frame():
+    """Only SYN_REPORT does: SYN_MT_REPORT stands between contacts, SYN_DROPPED before the rest of a frame."""
+    frame = (InputEvent(3, 53, 1), InputEvent(0, 2, 0), InputEvent(3, 53, 7), InputEvent(0, 3, 0))
+    ends = InputEvent(0, 0, 0)
+    events = tuple((at, one) for at, one in enumerate((*frame, ends, *frame)))
+    assert list(Recording(None, events).frames()) == [(4, (*frame, ends)), (8, frame)]
+
+
 def test_the_format_is_found_out(tmp_path: Path):
     file = tmp_path / "a recording"
     file.write_text(FOREIGN)

@@ -133,6 +133,7 @@ def test_big_blocks_come_and_go_whole():
         assert model.plugged == set(range(4, 8))
         model.request(0)
         assert manager.converge() is Outcome.IN_USE
+        assert model.plugged == set(range(4, 8)), "no part of a step goes"
         mem.block_table.release(used)
         assert manager.converge() is Outcome.REACHED
         assert model.plugged == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +61,17 @@ def test_the_difference_of_two(one, other):
     (a, plain_a), (b, plain_b) = made(one), made(other)
     assert plain_of(a.without(b)) == plain_a - plain_b
     assert plain_of(a) == plain_a
+
+
+@pytest.mark.parametrize("count", [0, -1, -3])
+def test_what_is_no_run_changes_nothing(count):
+    """Of an empty set too, which an empty run would make true."""
+    for plain in ([], [(2, 4)]):
+        ranges = Ranges(plain)
+        ranges.add(4, count)
+        ranges.add(9, count)
+        ranges.remove(4, count)
+        assert (list(ranges), ranges.total, bool(ranges)) == (plain, sum(many for _, many in plain), bool(plain))
 
 
 def test_a_copy_goes_its_own_way():

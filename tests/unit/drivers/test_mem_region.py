@@ -195,8 +195,10 @@ def test_buffers_come_from_plugged_memory_that_nobody_uses():
             mem.unplug(at(5), 1)
         three.close()
         mem.unplug(at(5), 1)
-        with pytest.raises(Misuse, match="bytes at"):
-            one.segments(PAGE, 2 * PAGE)
+        for offset, length in ((PAGE, 2 * PAGE), (PAGE, -1), (-1, 1), (2 * PAGE, 1)):
+            with pytest.raises(Misuse, match="bytes at"):
+                one.segments(offset, length)
+        assert one.segments(2 * PAGE - 1, 1) == [(at(1) + 2 * PAGE - 1, 1)]
         with pytest.raises(BadSize, match="0 bytes"):
             it.alloc(0)
         assert one.segments(0, 0) == []

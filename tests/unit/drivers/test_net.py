@@ -186,6 +186,20 @@ def test_any_traffic_comes_in_order_and_whole(packed: bool, data: st.DataObject)
         assert (net.findings, net.dropped) == ({}, {})
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_buffers_that_come_back_in_another_order_bring_their_frames(packed: bool) -> None:
+    """Without IN_ORDER a device may use them in any order (2.7.8, 2.8.6), though most use them in theirs."""
+    model = Card()
+    model.answers = False
+    with driven(model, build={"features": offer(f.RING_PACKED)} if packed else {}) as (_, _, net):
+        for batch in range(4):  # so that buffers are given back, too
+            frames = frames_of(batch, *[64] * 40)
+            model.device.fetch(spec.RECEIVEQ)
+            model.buffers[spec.RECEIVEQ].reverse()
+            assert model.inject(*frames) == 40
+            assert net.take() == frames
+
+
 @pytest.mark.spec("NET-08", "NET-09", "NET-07")
 def test_the_mtu_is_kept() -> None:
     model = Card(features=FEATURES & ~f.mask(N.MRG_RXBUF) | f.mask(N.MTU), mtu=9000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -11,16 +12,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from uvirtio import opening
-from uvirtio.drivers.net import Net, pcap
+from uvirtio.drivers.net import Net, bridge, pcap
 from uvirtio.drivers.net.bridge import Bridge, Datagrams, Stream, open_end
 from uvirtio.drivers.net.frame import checksum
 from uvirtio.drivers.net.ping import Ping, arp_answer, arp_request, arp_told, echo_request
-from uvirtio.errors import BadCapture, BadSize, ModuleLack, OperationFailed, PermissionLack, UsageError
+from uvirtio.errors import (
+    BadCapture,
+    BadSize,
+    ModuleLack,
+    OperationFailed,
+    PermissionLack,
+    UsageError,
+    UvirtioError,
+)
 from uvirtio.scripted import ScriptedDevice
 from uvirtio.scripted.net import FEATURES, MAC, STATION_MAC
 from uvirtio.scripted.net import Net as Card
@@ -295,6 +305,38 @@ def test_an_end_whose_other_side_has_closed_gives_no_frame() -> None:
         assert end.receive(4) == [b"frame"] and not end.ended
         os.close(theirs)
         assert end.receive(4) == [] and end.ended
+
+
+@pytest.mark.parametrize(
+    ("opens", "number", "error", "words"),
+    [
+        (True, errno.ENOENT, ModuleLack, "modprobe tun"),
+        (True, errno.EACCES, OperationFailed, "ip tuntap add"),
+        (False, errno.EPERM, PermissionLack, "mode tap user USER"),
+        (False, errno.EBUSY, OperationFailed, "ip -d link"),
+    ],
+)
+def test_why_there_is_no_tap(
+    opens: bool, number: int, error: type[UvirtioError], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/net/tun that cannot be opened, and a TAP that the kernel does not give."""
+    made: list[int] = []
+
+    def fails(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    def opened(*_: object) -> int:
+        made.append(os.memfd_create("tun"))
+        return made[0]
+
+    monkeypatch.setattr(bridge, "os", SimpleNamespace(**vars(os) | {"open": fails if opens else opened}))
+    monkeypatch.setattr(bridge, "fcntl", SimpleNamespace(ioctl=fails))
+    with pytest.raises(error) as caught:
+        open_end("tap:tap7")
+    assert words in str(caught.value.remedy) and caught.value.seen
+    for number in made:
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(number)
 
 
 def test_ends_that_cannot_be_reached(tmp_path: Path) -> None:

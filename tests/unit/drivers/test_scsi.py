@@ -30,6 +30,7 @@ from uvirtio.errors import (
     UvirtioError,
     WriteRefused,
 )
+from uvirtio.scripted import scsi as scsi_model
 from uvirtio.scripted.cases import hostile_cases
 from uvirtio.scripted.legacy import ScriptedLegacy
 from uvirtio.scripted.pci import ScriptedDevice
@@ -283,6 +284,25 @@ def test_a_recovered_error_is_a_success():
         disk.script.append((1, 0x17, 0))
         scsi.check_ready(HD)
         assert set(scsi.findings) == {"a unit recovered from an error"}
+
+
+@pytest.mark.parametrize("sense", ["710001000000000a0000000017000000 0000", "7301170000000000"])
+def test_a_recovery_of_an_earlier_command_is_no_success_of_this_one(sense: str, monkeypatch: pytest.MonkeyPatch):
+    """SPC-5, 4.4.7: a command that is told of a deferred error was not carried out."""
+
+    class Earlier(scsi_model._Check):
+        def __init__(self, *codes: int) -> None:
+            super().__init__(*codes)
+            self.sense = bytes.fromhex(sense)
+
+    model = ScsiHost()
+    with driven(model) as (_, scsi):
+        scsi.capacity(HD)
+        monkeypatch.setattr(scsi_model, "_Check", Earlier)
+        model.disks[0, 0].script.append((1, 0x17, 0))
+        with pytest.raises(ScsiCheck, match="of an earlier command"):
+            scsi.execute(HD, c.read(0, 1, 512))
+        assert not scsi.findings
 
 
 def test_an_answer_that_is_not_written_is_none():

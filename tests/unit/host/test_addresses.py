@@ -393,6 +393,8 @@ def test_names_that_lead_to_no_virtio_device(
     with pytest.raises(error) as caught:
         find(text, fake.roots)
     assert words in caught.value.message and caught.value.remedy
+    if "0000:07:00.0" in words:
+        assert str(caught.value.seen).startswith("PCI id 8086:"), "what it is instead"
     with pytest.raises(error):
         opening.open_function(text, roots=fake.roots)
 

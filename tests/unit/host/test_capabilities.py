@@ -101,6 +101,23 @@ def test_what_is_given_up_is_gone_for_good(keep: tuple[str, ...]) -> None:
     assert sets("self") == before
 
 
+@as_root
+def test_a_fork_gives_up_its_bounding_set_whatever_is_missing_from_it() -> None:
+    """To the last one that the kernel has; what is missing already is stepped over."""
+    near, far = os.pipe()
+    if (made := os.fork()) == 0:
+        try:
+            capabilities.limit_to([*capabilities.NAMES[1:]])
+            capabilities.limit_to(["CAP_IPC_LOCK"])
+            os.write(far, sets("self")["CapBnd"].encode())
+        finally:
+            os._exit(0)
+    os.close(far)
+    with os.fdopen(near) as pipe:
+        assert pipe.read() == word("CAP_IPC_LOCK")
+    os.waitpid(made, 0)
+
+
 def test_who_has_none_gives_none_up() -> None:
     program = f"import os\nif os.geteuid() == 0: os.setresuid(65534, 65534, 65534)\n{DROPPED}"
     with child(program, "CAP_SYS_ADMIN") as (made, said):

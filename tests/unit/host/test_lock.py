@@ -72,7 +72,8 @@ def test_a_lock_whose_taker_lives_is_not_waited_for(fake: FakeSys, naps: Callabl
 def test_the_wait_has_an_end(fake: FakeSys, naps: Callable[..., list[float]], patience: float, tries: int) -> None:
     fd = held(fake, DEAD)
     slept = naps()
-    with pytest.raises(Busy):
+    with pytest.raises(Busy) as refused:
         lock.take_lock(RNG, fake.roots, patience=patience)
     assert len(slept) == tries
+    assert "as the guardian of process" in refused.value.seen and "which has ended" in refused.value.seen
     os.close(fd)

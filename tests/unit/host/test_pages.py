@@ -118,6 +118,11 @@ def the_group_of_a_window_is_a_page_of_the_cpu(folder: Path) -> None:
     base = 0x10000000 + 2 * CPU_PAGE - 0x200
     fake.mmio(f"{base:x}.virtio_mmio", "rng", compatible=b"virtio,mmio\0", reg=(base, 0x400))
     assert [one.name for one in Mates(fake.roots).page_members(third)] == [f"{base:x}.virtio_mmio"]
+    whole = (1 << 63).to_bytes(8, "big")  # firmware claims half of the address space, and no page of it is counted
+    fake.text(fake.sys / f"firmware/devicetree/base/virtio_mmio@{bases[0]:x}/reg", bytes(8) + whole)
+    facts = Facts(fake.roots)
+    found = {one.name: facts.mates.page_members(one) for one in scan(fake.roots)}
+    assert {len(mates) for name, mates in found.items() if name != "a000000.virtio_mmio"} == {1, 2, 3}
 
 
 def shared_memory_of_the_doorbells_is_whole_pages(folder: Path) -> None:

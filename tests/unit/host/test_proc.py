@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeSys
+from uvirtio.binding.discover import scan
+from uvirtio.binding.rules import check
 from uvirtio.errors import NoSuchDevice, NotBound, PermissionLack
 from uvirtio.host import drivers, memory, proc, process, sysfs, wake_lock
+from uvirtio.host.digits import decimal
 from uvirtio.host.proc import IoRange
 from uvirtio.host.roots import Roots
 from uvirtio.host.routes import routes
@@ -286,3 +289,28 @@ def test_no_content_is_an_error(tmp_path_factory: pytest.TempPathFactory, conten
     process.start_time("self", fake.roots)
     process.environment("self", fake.roots)
     assert process.status_bytes(("VmPin",), fake.roots) >= 0
+
+
+@pytest.mark.fault(96)
+@pytest.mark.parametrize("odd", ["9" * 5000, "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT THREE}", "-1"])
+def test_a_number_that_no_kernel_prints_is_none(fake: FakeSys, odd: str) -> None:
+    """int() raises for more than 4300 digits, and str.isdigit() is true of what int() refuses."""
+    assert decimal(odd) is None
+    head = "1 (x) S " + " ".join(["0"] * 5)
+    for name, text in {
+        "vmstat": f"a {odd}\nb 2\n",
+        "meminfo": f"MemTotal: {odd} kB\nMemFree: 2 kB\n",
+        "interrupts": f"  CPU0\n {odd}: 1 MSI 1-edge a\n 24: {odd} MSI 1-edge b\n 25: 7 MSI 2-edge c\n",
+        "self/stat": f"{head} {odd} " + " ".join([odd] * 40),
+        "self/status": f"PPid:\t{odd}\nVmPin:\t{odd} kB\nVmLck:\t1 kB\n",
+        "self/limits": f"Max locked memory         {odd}      8388608   bytes\n",
+        "crypto": f"name : x\ndriver : virtio_crypto_aes\nrefcnt : {odd}\n",
+    }.items():
+        fake.text(fake.roots.proc / name, text)
+    assert proc.vmstat(fake.roots) == {"b": 2} and proc.meminfo(fake.roots) == {"MemFree": 2048}
+    assert list(proc.interrupts(fake.roots)) == [25]
+    assert process.start_time("self", fake.roots) is None and process.parent("self", fake.roots) is None
+    assert not process.ending("self", fake.roots) and process.locked_memory_limit(fake.roots) is None
+    assert process.status_bytes(("VmPin", "VmLck"), fake.roots) == 1024
+    fake.pci("0000:03:00.0", "crypto")
+    assert not [one for one in check(scan(fake.roots)[0], fake.roots).findings if "refcnt" in one.evidence]

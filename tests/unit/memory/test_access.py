@@ -181,6 +181,13 @@ def test_a_big_endian_host_is_refused(monkeypatch: pytest.MonkeyPatch):
         cpu.require_host()
 
 
+def test_another_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu.sys.implementation, "name", "pypy")
+    with pytest.raises(NotSupported, match="CPython alone") as caught:
+        cpu.require_host()
+    assert str(caught.value.seen).startswith("pypy, Python 3.")
+
+
 # --- words --------------------------------------------------------------------------------------------------
 
 

@@ -38,12 +38,13 @@ def test_there_is_one():
 
 
 @pytest.mark.parametrize(
-    "words", [("--boot", "quiet"), ("--boot=quiet",), ("--quick", "--boot", "a=b", "--runs", "1")]
+    "words",
+    [("--boot", "quiet"), ("--boot=quiet",), ("--quick", "--boot", "a=b", "--runs", "1"), ("--cpu", "max")],
 )
-def test_words_for_a_kernel_that_is_not_booted_are_refused(words, capsys):
+def test_words_for_a_vm_that_is_not_booted_are_refused(words, capsys):
     with pytest.raises(SystemExit) as ended:
         cli_bench.main(list(words))
-    assert ended.value.code == 2 and "--boot has words for the kernel of the lab VM" in capsys.readouterr().err
+    assert ended.value.code == 2 and "they go with --vm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", [lambda name, word: [name, word], lambda name, word: [f"{name}={word}"]])
@@ -75,12 +76,10 @@ def test_what_concerns_the_vm_is_taken_in_both_forms(form, monkeypatch, tmp_path
     monkeypatch.setattr(cli_bench.kernels, "get", lambda _: None)
     monkeypatch.setattr(cli_bench, "Vm", Machine)
     kept = tmp_path / "kept"
-    assert (
-        cli_bench.main(["--only", "vm:disk", "--vm", *form("--boot", "quiet a=b"), *form("--json", str(kept))])
-        == 0
-    )
+    words = [*form("--boot", "quiet a=b"), *form("--cpu", "max"), *form("--json", str(kept))]
+    assert cli_bench.main(["--only", "vm:disk", "--vm", *words]) == 0
     (config,) = booted
-    assert config.append == "quiet a=b" and kept.read_text() == "figures"
+    assert (config.append, config.cpu) == ("quiet a=b", "max") and kept.read_text() == "figures"
     assert config.command[2:] == ["--only", "vm:disk", "--json", "/run/lab/out/benchjson"]
 
 

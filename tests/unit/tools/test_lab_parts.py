@@ -314,7 +314,7 @@ def test_a_device_gets_a_root_port_and_what_it_needs(tmp_path, monkeypatch):
 def test_a_busy_host_is_no_broken_timer_and_no_lockup(tmp_path, monkeypatch):
     words = make_vm(tmp_path, monkeypatch)
     booted = words[words.index("-append") + 1].split()
-    assert {"no_timer_check", "watchdog_thresh=60"} <= set(booted)
+    assert {"no_timer_check", "watchdog_thresh=60", "rcupdate.rcu_cpu_stall_timeout=120"} <= set(booted)
 
 
 def test_every_test_file_of_the_vm_floor_has_a_machine():

@@ -102,7 +102,8 @@ from uvirtio.host import cpu
 from uvirtio.virtqueue.chain import measure
 
 
-def test_a():
+def test_a(tmp_path):
+    (tmp_path / "file").touch()
     assert measure([(1, 2)], [], 4) == 0
 
 
@@ -112,23 +113,38 @@ def test_b():
 
     with pytest.raises(BadChain):
         measure([], [], 4)
+
+
+def test_c():
+    import os
+    from uvirtio.host import capabilities
+
+    if (child := os.fork()) == 0:
+        os._exit(capabilities.number("SYS_ADMIN") != 21)
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
 def test_mutants_are_judged_by_the_tests_that_reach_them(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(_TEST)
     (tmp_path / "judge.py").write_text(
-        "import sys\n"
+        "import os, sys\n"
         f"sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
         "import pytest\n"
         "from mutants import guards, runner\n"
         "chosen = [one for guard in guards.of_file('uvirtio/virtqueue/chain.py') for one in guard]\n"
         "chosen += guards.of_file('uvirtio/host/denylist.py')[0][:1]\n"
+        "names = 'uvirtio/host/capabilities.py'\n"
+        "chosen[:0] = next(guard for guard in guards.of_file(names) if guard[0].function == 'number')[:1]\n"
         "told, again = [], []\n"
-        "judge = runner.Judge(chosen, told.append)\n"
-        f"words = ['-q', '-s', '-p', 'no:cacheprovider', '-p', 'no:randomly', {str(tmp_path / 'test_it.py')!r}]\n"
+        f"files = {str(tmp_path / 'files')!r}\n"
+        "left = []\n"
+        "judge = runner.Judge(chosen, lambda one: (told.append(one), left.append(os.path.exists(files))))\n"
+        "words = ['-q', '-s', '-p', 'no:cacheprovider', '-p', 'no:randomly', '--basetemp', files]\n"
+        f"words += [{str(tmp_path / 'test_it.py')!r}]\n"
         "pytest.main(words, plugins=[judge])\n"
         "print(*[f'{one.end} {one.mutant.after} {one.by}' for one in told], sep='\\n')\n"
+        "print('left', any(left))\n"
         "noticed = [one for one in told if one.by][:1]\n"
         "known = {noticed[0].mutant: noticed[0].by, chosen[-1]: noticed[0].by}\n"
         "pytest.main(words, plugins=[runner.Judge(list(known), again.append, known)])\n"
@@ -147,6 +163,10 @@ def test_mutants_are_judged_by_the_tests_that_reach_them(tmp_path: Path) -> None
     assert killed and all("test_it.py::test_" in line for line in killed), done.stdout + done.stderr
     assert any(line.startswith("survived ") for line in ends), "two tests do not notice everything"
     assert any(line.startswith("unreached ") for line in ends), "nothing here reaches the deny list"
+    assert any(line.endswith("test_it.py::test_c") for line in killed), "what comes to it is a fork of the test"
+    assert "left False" in ends, (
+        "the files of thousands of tests would use up the time of the next fork's first test"
+    )
     assert "again True" in ends, "what a test is known to notice is noticed by that test alone"
 
 

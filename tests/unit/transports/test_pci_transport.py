@@ -347,6 +347,18 @@ def test_the_isr_is_read_once_and_both_bits_are_used(mode: InterruptMode, isr: i
         assert scripted.reads("isr") == [isr]
 
 
+@pytest.mark.parametrize("mode", [InterruptMode.INTX, InterruptMode.POLLING])
+def test_an_isr_of_ones_is_a_device_that_is_gone_where_its_status_is_too(mode: InterruptMode):
+    scripted = ScriptedDevice(Balloon())
+    with start(scripted, modes=[mode]) as device:
+        if scripted.line is not None:
+            scripted.line.fire()
+        scripted.vanish()
+        with pytest.raises(DeviceGone) as caught:
+            device.transport.causes()
+        assert "the ISR and the status" in str(caught.value.seen)
+
+
 @pytest.mark.spec("PCI-CHG-01")
 @pytest.mark.parametrize("which", ["config", "queue", "both"])
 def test_on_the_one_vector_any_interrupt_may_mean_either(which: str):

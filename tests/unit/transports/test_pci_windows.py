@@ -53,6 +53,8 @@ def test_registers_through_the_window_are_the_registers():
     assert common.read16(pci.COMMON_QUEUE_SELECT) == 1
     scripted.model.config[:4] = (77).to_bytes(4, "little")
     assert window.registers(described(scripted, "device")).read32(0) == 77
+    common.write32(pci.COMMON_QUEUE_DEVICE + 4, 5)
+    assert common.read32(pci.COMMON_QUEUE_DEVICE + 4) == 5, "to the last byte of the structure"
     scripted.assert_obedient()
 
 

@@ -223,3 +223,11 @@ def test_the_control_word_of_msix_is_told_in_words(value: int, told: str):
     for written in (False, True):
         assert names.told(0x40 + pci.MSIX_CONTROL, 2, value, written) == ("msix.control", told)
     assert names.told(0x44, 4, value, False) == ("msix", ""), "the word alone"
+
+
+@pytest.mark.parametrize(("ident", "called"), [(0x01, "pm"), (0x05, "msi"), (0x10, "express"), (0x7F, "")])
+def test_the_same_word_of_another_capability_is_no_control_of_msix(ident: int, called: str):
+    names = PciConfigNames()
+    for place, byte in ((pci.CFG_CAPABILITIES_POINTER, 0x40), (0x40, ident), (0x41, 0)):
+        names.told(place, 1, byte, False)
+    assert names.told(0x40 + pci.MSIX_CONTROL, 2, 0x8001, False) == (called, "")

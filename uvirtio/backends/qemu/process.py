@@ -119,7 +119,7 @@ def version_of(program: str) -> tuple[int, ...]:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ()
-    match = re.search(rb"version (\d+)\.(\d+)\.(\d+)", done.stdout)
+    match = re.search(rb"version ([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", done.stdout)
     return tuple(int(part) for part in match.groups()) if match else ()
 
 

@@ -30,6 +30,7 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.host import privilege, remedies, sysfs
+from uvirtio.host.digits import decimal
 from uvirtio.host.drivers import PCI_STUB, is_vfio, pci_driver
 from uvirtio.host.process import Holder, holders_of_any
 from uvirtio.host.roots import Roots
@@ -70,9 +71,10 @@ def group_of(address: str, roots: Roots) -> int:
             expected=f"the link {device / 'iommu_group'}",
             remedy=remedies.iommu(),
         ) from error
-    if not name.isdigit():
+    group = decimal(name)
+    if group is None:
         raise NoIommu(f"{address} has an IOMMU group that is not a number", seen=name, expected="a number")
-    return int(name)
+    return group
 
 
 def is_noiommu(address: str, roots: Roots) -> bool:

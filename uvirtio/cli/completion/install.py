@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from uvirtio.errors import OperationFailed, UsageError
+from uvirtio.host.whole import write_whole
 
 
 class _Shell(NamedTuple):
@@ -74,21 +76,21 @@ def install(shell: str) -> list[str]:
         OperationFailed: The file cannot be written.
     """
     known, text = _known(shell), script(shell)
-    path = _directory(known) / known.name
+    path = _directory(known, shell) / known.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(str(path), text.encode(), 0o666)
     except OSError as error:
         raise OperationFailed(
             f"{path} cannot be written",
             seen=error.strerror,
             expected="a directory that this user may write",
-            remedy=f"uvirtio --show-completion {shell} prints the script, to put it elsewhere",
+            remedy=_elsewhere(shell),
         ) from error
     return [
         f"wrote {path}",
-        known.loads.format(path=path, directory=path.parent),
-        f"to remove it: rm {path}",
+        known.loads.format(path=shlex.quote(str(path)), directory=shlex.quote(str(path.parent))),
+        f"to remove it: rm {shlex.quote(str(path))}",
     ]
 
 
@@ -98,8 +100,24 @@ def _known(shell: str) -> _Shell:
     return SHELLS[shell]
 
 
-def _directory(shell: _Shell) -> Path:
+def _directory(shell: _Shell, name: str) -> Path:
     for variable, below in shell.variables:
-        if base := os.environ.get(variable):
+        base = os.environ.get(variable, "").split(":")[0]  # bash-completion 2.12 takes a list
+        if os.path.isabs(base):  # noqa: PTH117  # others are to be ignored (XDG Base Directory Specification)
             return Path(base) / below
-    return Path.home() / shell.home
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path()
+    if not home.is_absolute():
+        raise OperationFailed(
+            "this user has no home directory to put the script in",
+            seen=f"HOME={os.environ.get('HOME', '')}",
+            expected="HOME, or an entry of the user database",
+            remedy=_elsewhere(name),
+        )
+    return home / shell.home
+
+
+def _elsewhere(name: str) -> str:
+    return f"uvirtio --show-completion {name} prints the script, to put it elsewhere"

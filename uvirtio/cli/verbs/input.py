@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -374,7 +375,7 @@ def _sink(cmd: Command, file: str) -> Iterator[Callable[[list[str]], None]]:
     except FileExistsError as error:
         raise UsageError(f"{file} already exists", seen=file, expected="a new file") from error
     except OSError as error:
-        raise UsageError(f"{file} cannot be created", seen=error.strerror, expected="a new file") from error
+        raise OperationFailed(f"{file} cannot be written", seen=error.strerror, expected="a new file") from error
     opened = os.fdopen(number, "w", encoding="utf-8")
     try:
         yield lambda lines: _write(opened, file, lines)
@@ -420,12 +421,14 @@ def replay(
         return
     if dev == "-":
         if recording.description is None:
+            typed = shlex.quote(file)
             raise UsageError(
                 f"{file} describes no device that could be cloned",
                 seen="E: lines alone",
                 expected="N:, I: and B: lines before them",
-                remedy=f"put its description (evemu-describe) in front: cat DESCRIPTION {file} > JOINED"
-                f" && uvirtio input replay - JOINED; or, for a device with these events: input replay DEV {file}",
+                remedy=f"put its description (evemu-describe) in front: cat DESCRIPTION {typed} > JOINED"
+                " && uvirtio input replay - JOINED; or, for a device with these events: "
+                f"uvirtio input replay DEV {typed}",
             )
         _replay(cmd, None, None, _scaled(recording.description, resolution), recording)
         return
@@ -443,7 +446,7 @@ def replay(
                 expected="a recording of a device with the same events",
                 remedy="uvirtio input info DEV shows what a device has"
                 if recording.description is None
-                else f"uvirtio input replay - {file} clones the device that was recorded",
+                else f"uvirtio input replay - {shlex.quote(file)} clones the device that was recorded",
             )
         if only_print:
             _print_recording(cmd, recording)

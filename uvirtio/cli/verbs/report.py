@@ -135,12 +135,17 @@ def _merged(names: list[str]) -> tuple[str, int]:
 
 def _read(name: str) -> str:
     """The text of a file; what is not UTF-8 in it becomes a sign that no document has."""
+    from uvirtio.evidence.files import LIMIT
+
     try:
-        return Path(name).read_text(encoding="utf-8", errors="replace")
+        with Path(name).open("rb") as file:
+            data = file.read(LIMIT + 1)
     except (OSError, ValueError) as error:
-        raise OperationFailed(
-            f"{name} cannot be read", seen=getattr(error, "strerror", None) or str(error), expected="a file"
-        ) from error
+        seen = getattr(error, "strerror", None) or str(error)
+        raise OperationFailed(f"{name} cannot be read", seen=seen, expected="a file") from error
+    if len(data) > LIMIT:
+        raise OperationFailed(f"{name} cannot be read", seen=f"more than {LIMIT} bytes", expected="a document")
+    return data.decode("utf-8", "replace")
 
 
 # --- with a diagnosis -------------------------------------------------------------------------------------------

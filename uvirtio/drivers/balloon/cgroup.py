@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uvirtio.errors import NotSupported, OperationFailed, PermissionLack, UsageError
+from uvirtio.host.digits import decimal
 from uvirtio.host.proc import numbers
 
 _CONTROLLERS = "cgroup.controllers"
@@ -145,8 +146,9 @@ def _number(path: Path) -> int | None:
     text = path.read_text(encoding="ascii", errors="replace").strip()
     if text == _NO_LIMIT:
         return None
-    if not text.isdecimal():
+    number = decimal(text)
+    if number is None:
         raise OperationFailed(
             f"{path} is not as the kernel writes it", seen=text[:80], expected="a number, or max"
         )
-    return int(text)
+    return number

@@ -318,7 +318,7 @@ class Blk(Disk):
             sector: The first sector.
             sectors: How many.
             queue: The index of the queue; None: any with a free slot.
-            kick: Notify the device; else the next kick or wait does.
+            kick: Notify the device; else the next kick or wait does, at the latest.
 
         Returns:
             The request; its ``result()`` waits for the data.
@@ -363,7 +363,7 @@ class Blk(Disk):
             sector: The first sector.
             data: Whole sectors; copied.
             queue: The index of the queue; None: any with a free slot.
-            kick: Notify the device; else the next kick or wait does.
+            kick: Notify the device; else the next kick or wait does, at the latest.
 
         Returns:
             The request; its ``result()`` waits until it is complete.
@@ -387,7 +387,7 @@ class Blk(Disk):
 
         Args:
             queue: The index of the queue; None: any with a free slot.
-            kick: Notify the device; else the next kick or wait does.
+            kick: Notify the device; else the next kick or wait does, at the latest.
 
         Returns:
             The request; its ``result()`` waits until it is complete.

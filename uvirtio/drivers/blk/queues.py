@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
 from uvirtio.drivers.blk.disk import Disk
-from uvirtio.drivers.blk.request import NO_LIMIT, NO_STATUS, Request, RequestQueue, Slot, write_header
+from uvirtio.drivers.blk.request import (
+    NO_LIMIT,
+    NO_STATUS,
+    Request,
+    RequestQueue,
+    Slot,
+    requested,
+    write_header,
+)
 from uvirtio.drivers.requests import BaseRequestQueues, carried
 from uvirtio.errors import ProtocolError, QueueFull, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
 from uvirtio.virtqueue import Completion
 
-_OK = Status.OK
-_STATUS_SIZE = spec.STATUS_SIZE
+_OK = int(Status.OK)  # two plain integers are compared in half of the time
 _IN = spec.Request.IN
-_new = object.__new__
+_END = sys.maxsize
 
 
 TOGETHER = 8
@@ -50,7 +58,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         super().__init__(disk, made)
         self._quick = made[0] if len(made) == 1 and made[0].roomy else None
         """The queue whose ring always has a place for a request that has a slot, where there is but this one."""
-        self._request = Request(self, spec.Request.IN, 0, 0, self._first.index)
+        self._request = requested(self, spec.Request.IN, 0, 0, self._first.index)
         """Of the calls that are alone: when such a one begins, no slot has it."""
 
     # --- submitting -----------------------------------------------------------------------------------------
@@ -77,7 +85,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             data: What the device reads; copied.
             room: Bytes of data that the device writes.
             queue: The index of the queue; None: any with a free slot.
-            kick: Notify the device; else the next kick or wait does.
+            kick: Notify the device; else the next kick or wait does, at the latest.
             timeout: Seconds to wait for a slot; the device's own where None.
             quiet: Interrupts may stay suppressed: the caller looks at the ring.
 
@@ -94,17 +102,17 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         else:
             slot = self._slot(queue, timeout)
             requestq = slot.requestq
-        if self._silent and not quiet:
+        if self._silent and kick and not quiet:
             self._listen()
         live = requestq.queue
         try:
             slot.prepare(kind, sector, data, room)
-            slot.request = request = Request(self, kind, sector, sectors, live.index)
-            if requestq.laid:
-                requestq.lay()
+            slot.request = request = requested(self, kind, sector, sectors, live.index)
+            requestq.lay()
             try:
                 live.add(*slot.entry)  # of the queue: a record watches it
             except QueueFull:
+                self._listen()
                 self._add(requestq, *slot.entry, timeout)
         except BaseException:
             requestq.free.append(slot)
@@ -135,36 +143,39 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             DeviceBroken, OperationFailed: As of ``Queue.show_added``; it is submitted all the same.
         """
         requestq = self._quick
-        if requestq is None or self._silent or not requestq.free:
+        if requestq is None or not requestq.free:
             return None
         free, laid = requestq.free, requestq.laid
         slot = free[-1]
         if slot.room != room:
             slot.shape(0, room)
-        # What ``Slot.prepare`` and ``Request`` do, without their calls.
+        # What ``Slot.prepare`` and ``requested`` do, without their calls.
         write_header(requestq.control_view, slot.header_at, _IN, 0, sector, NO_STATUS)
         slot.clear(requestq.data_view, slot.data_at)
-        slot.request = request = _new(Request)
+        slot.request = request = Request()
         request._waits, request._data, request.queue = self, b"", requestq.index
         request.type, request.sector, request.sectors = _IN, sector, sectors
         request.done, request.error = False, None
         # In one statement, and without a call between: a signal comes before both or after both.
-        laid[len(laid) :], free[-1:] = (slot.entry,), ()
+        laid[_END:], free[-1:] = (slot.entry,), ()
         requestq.quiet = quiet = requestq.quiet + 1
         if quiet >= TOGETHER:
-            with self._session:
+            try:
                 self._show(requestq)
+            except BaseException:
+                with self._session:  # which notes what this means for the device
+                    raise
         return request
 
     def _show(self, requestq: RequestQueue) -> None:
+        if self._silent:
+            self._listen()
         requestq.quiet = 0
-        if requestq.laid:
-            requestq.lay()
+        requestq.lay()
         requestq.queue.show_added()
 
     def _lay(self, requestq: RequestQueue) -> None:
-        if requestq.laid:
-            requestq.lay()
+        requestq.lay()
 
     def remove(self, requestq: RequestQueue) -> None:
         """Stop using a queue for single requests, because a burst takes it."""
@@ -275,6 +286,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         for requestq in requestqs:
             if requestq.free:
                 return requestq.free.pop()
+        self._listen()
         self.kick()
 
         def ready() -> bool:
@@ -314,10 +326,9 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             if answer == _OK:
                 good += 1
                 # The status byte decides. Used lengths of old devices are wrong (5.2.6.3): they are only counted.
-                room = slot.room
-                if written != room + _STATUS_SIZE:
+                if written != slot.full:
                     disk.findings["the used length is not what was to be written"] += 1
-                if room:
+                if slot.room:
                     (request._data,) = slot.copy(data, slot.data_at)
             else:
                 request.error = error = disk.refusal(request.type, request.sector, request.sectors, answer)
@@ -325,5 +336,5 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                     invalid = invalid or error
             request.done = True
             free.append(slot)
-        disk.counts[_OK] += good
+        disk.counts[Status.OK] += good
         return invalid

@@ -51,24 +51,14 @@ class Request:
 
     __slots__ = ("_data", "_waits", "done", "error", "queue", "sector", "sectors", "type")
 
-    def __init__(self, waits: Waits, kind: spec.Request, sector: int, sectors: int, queue: int) -> None:
-        """Describe a request; ``Blk`` and ``RequestQueues`` submit it.
-
-        Args:
-            waits: Waits for it.
-            kind: Its type (5.2.6).
-            sector: Its first sector.
-            sectors: How many sectors it covers.
-            queue: The index of its queue.
-        """
-        self._waits = waits
-        self._data = b""
-        self.type = kind
-        self.sector = sector
-        self.sectors = sectors
-        self.queue = queue
-        self.done = False
-        self.error: UvirtioError | None = None
+    _waits: Waits
+    _data: bytes
+    type: spec.Request
+    sector: int
+    sectors: int
+    queue: int
+    done: bool
+    error: UvirtioError | None
 
     def result(self, timeout: float | None = None) -> bytes:
         """Wait until the request is complete.
@@ -95,6 +85,23 @@ class Request:
         return f"<{self.type.name} of {self.sectors} sectors at {self.sector}, {state}>"
 
 
+def requested(waits: Waits, kind: spec.Request, sector: int, sectors: int, queue: int) -> Request:
+    """Describe a request that ``RequestQueues`` submits.
+
+    Args:
+        waits: Waits for it.
+        kind: Its type (5.2.6).
+        sector: Its first sector.
+        sectors: How many sectors it covers.
+        queue: The index of its queue.
+    """
+    request = Request()
+    request._waits, request._data, request.queue = waits, b"", queue
+    request.type, request.sector, request.sectors = kind, sector, sectors
+    request.done, request.error = False, None
+    return request
+
+
 class Slot:
     """Memory for one request: header, data and status, at fixed device addresses."""
 
@@ -109,6 +116,7 @@ class Slot:
         "copy",
         "data_at",
         "entry",
+        "full",
         "header_at",
         "request",
         "requestq",
@@ -129,6 +137,8 @@ class Slot:
         self.request: Request | None = None
         self.room = 0
         """Bytes of data that the device may write."""
+        self.full = spec.STATUS_SIZE
+        """The same and the status: what a device writes of a request that succeeds."""
         self._control, self._data = requestq.control_view, requestq.data_view
         self.header_at, self.data_at = number * _CONTROL, number * size
         self.status_at = self.header_at + _STATUS_AT
@@ -169,8 +179,9 @@ class Slot:
         readable, writable = (part, []) if length else ([], part)
         entry: Entry = (self._header, *readable), (*writable, self._status), self
         clear, copy = self.requestq.room(room)
+        made = entry, clear, copy, (length, room), room, room + spec.STATUS_SIZE
         # In one statement, without a call: an interrupted one leaves no shape that is half of another's.
-        self.entry, self.clear, self.copy, self._lengths, self.room = entry, clear, copy, (length, room), room
+        self.entry, self.clear, self.copy, self._lengths, self.room, self.full = made
 
     @property
     def most(self) -> int:
@@ -251,8 +262,9 @@ class RequestQueue:
         self.roomy = self.depth * max(ring.needs(slot.most) for slot in made) <= ring.size
 
     def lay(self) -> None:
-        """Put what is laid into the ring; the device does not see it before it is shown."""
-        self.queue.add_all(self.laid)
+        """Put what is laid into the ring, if there is any; the device does not see it before it is shown."""
+        if self.laid:
+            self.queue.add_all(self.laid)
 
     @property
     def out(self) -> int:

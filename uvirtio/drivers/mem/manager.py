@@ -640,7 +640,7 @@ class Manager:
             start = max(first, unit)
             if in_use.overlaps(unit, group) == beside_used:
                 return max(start, end - most), min(most, end - start)
-            if not beside_used or not in_use:
+            if not in_use:
                 return None
             end = start
         return None
