@@ -6,7 +6,7 @@ import mmap
 import os
 from typing import NoReturn
 
-from uvirtio.errors import NotSupported
+from uvirtio.errors import Misuse, NotSupported
 
 _WIPEONFORK = 18  # MADV_WIPEONFORK of <asm-generic/mman-common.h>, since Linux 4.14
 
@@ -30,7 +30,7 @@ class StaysHere:
     """Base of what is open: a copy would share its registers and rings, and close them a second time."""
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} cannot be copied or sent to another process: open one there")
+        raise Misuse(f"a {type(self).__name__} cannot be copied or sent to another process: open one there")
 
 
 def check_process(what: str, owner: int) -> None:
