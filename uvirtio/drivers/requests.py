@@ -42,6 +42,21 @@ class SlottedQueue(Protocol):
     """Bytes of data of one request, at most."""
 
     @property
+    def slots(self) -> Sequence[Any]:
+        """All slots, free or not."""
+        ...
+
+    @property
+    def free(self) -> list[Any]:
+        """Those that no request has."""
+        ...
+
+    @property
+    def laid(self) -> Sequence[Any]:
+        """Chains that are not in the ring yet; the third of each is its slot."""
+        ...
+
+    @property
     def out(self) -> int:
         """Requests in flight."""
         ...
@@ -173,6 +188,16 @@ class BaseRequestQueues(Generic[Q, R]):
                 # The ring has too few free descriptors for the chain, though a slot was free.
                 self._await(lambda: self._gather() > 0, timeout, "one of the requests that are out")
 
+    def _unsent(self, slot: Any) -> None:
+        """Free the slot of a request that was not added. What a signal handler raises may come after it was.
+
+        Args:
+            slot: The slot; None: it was taken, at most.
+        """
+        if slot is not None and not any(one is slot for one in slot.requestq.queue.ring.cookies()):
+            slot.request = None
+        self.recover()
+
     def kick(self) -> None:
         """Notify the device of requests that were submitted without a kick.
 
@@ -288,9 +313,24 @@ class BaseRequestQueues(Generic[Q, R]):
 
         What is complete by then causes no interrupt any more (2.7.14, 2.8.22), and is reaped here.
         """
+        self.recover()
         with suppress(UvirtioError):  # the exception is what the caller learns
             self._listen()
             self.collect()
+
+    def recover(self) -> None:
+        """Put the books in order after an exception of a signal handler's, which may come between any two steps.
+
+        What is neither in the ring nor on its way there is free. If its request was not complete by then, it was
+        reaped, and not judged: that is done now, by its answer; the used length is lost.
+        """
+        for requestq in self._free:
+            out = {id(slot) for slot in requestq.queue.ring.cookies()} | {id(entry[2]) for entry in requestq.laid}
+            free = {id(slot) for slot in requestq.free}
+            for slot in requestq.slots:
+                if id(slot) not in out and id(slot) not in free and slot.request is not None:
+                    self._finish(requestq, [Completion(slot, slot.full)])
+            requestq.free[:] = [slot for slot in requestq.slots[::-1] if id(slot) not in out]
 
     def collect(self) -> int:
         """Reap complete requests, without waiting.
@@ -304,7 +344,13 @@ class BaseRequestQueues(Generic[Q, R]):
             Closed: The driver was closed.
         """
         self._live()
-        return self._gather()
+        try:
+            return self._gather()
+        except UvirtioError:
+            raise
+        except BaseException:
+            self.recover()
+            raise
 
     def _gather(self) -> int:
         """Do what ``collect`` does, in a session of the driver's, in which it is not closed."""
@@ -334,6 +380,7 @@ class RequestDriver(Driver):
     def _give_back(self, working: bool) -> None:
         """Wait for the requests in flight, if the device still works."""
         if working and self.in_flight:
+            self._requests.recover()
             self._requests.wait()
         for burst in self._bursts if working else ():
             burst.settle(self.device.timeout)

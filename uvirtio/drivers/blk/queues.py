@@ -95,17 +95,17 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             ProtocolError: A request that completed meanwhile has an invalid status.
             Closed: The driver was closed.
         """
-        free = self._free
-        if len(free) == 1 and queue is None and free[0].free:  # the session says that the driver is not closed
-            requestq = free[0]
-            slot = requestq.free.pop()
-        else:
-            slot = self._slot(queue, timeout)
-            requestq = slot.requestq
-        if self._silent and kick and not quiet:
-            self._listen()
-        live = requestq.queue
+        free, slot = self._free, None
         try:
+            if len(free) == 1 and queue is None and free[0].free:  # the session: the driver is not closed
+                requestq = free[0]
+                slot = requestq.free.pop()
+            else:
+                slot = self._slot(queue, timeout)
+                requestq = slot.requestq
+            if self._silent and kick and not quiet:
+                self._listen()
+            live = requestq.queue
             slot.prepare(kind, sector, data, room)
             slot.request = request = requested(self, kind, sector, sectors, live.index)
             requestq.lay()
@@ -115,7 +115,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 self._listen()
                 self._add(requestq, *slot.entry, timeout)
         except BaseException:
-            requestq.free.append(slot)
+            self._unsent(slot)
             raise
         if kick:
             live.kick()
@@ -257,8 +257,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 slot.request = request
                 live.add(*slot.entry)  # of the queue: a record watches it
             except BaseException:
-                if slot is not None:
-                    requestq.free.append(slot)
+                self._unsent(slot)
                 raise
             live.kick()
 
@@ -321,7 +320,6 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         good = 0
         for slot, written in done:
             request: Request = slot.request
-            slot.request = None
             answer = control[slot.status_at]
             if answer == _OK:
                 good += 1
@@ -334,7 +332,8 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 request.error = error = disk.refusal(request.type, request.sector, request.sectors, answer)
                 if isinstance(error, ProtocolError):
                     invalid = invalid or error
-            request.done = True
+            # Last, and without a call between: what was not finished is found by it (``recover``).
+            slot.request, request.done = None, True
             free.append(slot)
         disk.counts[Status.OK] += good
         return invalid

@@ -220,6 +220,8 @@ class RequestQueue:
         """Bytes of one element of data, at most."""
         self.pieces_max = queue.ring.size - 2  # beside header and status
         """Elements of data in one request, at most."""
+        self.slots: Sequence[Slot] = ()
+        """All slots, free or not."""
         self.free: list[Slot] = []
         self.quiet = 0
         """Requests that were submitted without a kick, modulo ``queues.TOGETHER``."""
@@ -257,7 +259,7 @@ class RequestQueue:
                 expected="512 bytes",
                 remedy="the device is at fault: size_max and seg_max are too small (5.2.4)",
             )
-        self.free = made[::-1]
+        self.slots, self.free = made, made[::-1]
         ring = self.queue.ring
         self.roomy = self.depth * max(ring.needs(slot.most) for slot in made) <= ring.size
 

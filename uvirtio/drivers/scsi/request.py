@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from uvirtio.device import Queue
 from uvirtio.drivers.requests import carried, first
@@ -145,6 +145,9 @@ def header(lun: Lun, tag: int, cdb: bytes, cdb_size: int) -> bytes:
 class Slot:
     """Memory for one request at fixed device addresses."""
 
+    full: ClassVar[int] = 0
+    """What a used length is taken for that was lost; none is looked at here."""
+
     __slots__ = (
         "_at",
         "_control",
@@ -233,7 +236,10 @@ class RequestQueue:
         self.data: Block = dma.alloc(depth * size)
         made = [Slot(self, number) for number in range(depth)]
         self.size = min(slot.fits(self.pieces_max) for slot in made)
+        self.slots: Sequence[Slot] = made
+        """All slots, free or not."""
         self.free: list[Slot] = made[::-1]
+        self.laid: Sequence[Any] = ()
 
     @property
     def out(self) -> int:
