@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from uvirtio.errors import Misuse
 from uvirtio.interfaces.memory import Doorbell
 from uvirtio.memory.clock import HostClock
+from uvirtio.memory.forks import StaysHere
 from uvirtio.typed import TYPE_CHECKING, NamedTuple
 from uvirtio.virtqueue import Completion, SgEntry, Virtqueue
 from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
@@ -43,7 +44,7 @@ class QueueSpec(NamedTuple):
     """Whether the device owes each buffer back in time; False where it keeps them for what may come: events."""
 
 
-class Queue:
+class Queue(StaysHere):
     """A live virtqueue: the ring and its doorbell."""
 
     def __init__(
