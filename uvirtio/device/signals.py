@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import signal
+    from typing import Any
 else:
     import _signal as signal  # of CPython: what the module signal makes enums of
 
