@@ -10,13 +10,15 @@ UvirtioError; ``help(uvirtio.errors)`` has them, and each can be imported from h
 The names below are imported when they are first asked for, so that ``uvirtio list`` does not load the drivers.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from uvirtio import errors
 from uvirtio.errors import *  # noqa: F403  # its __all__, which is part of ours below
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from uvirtio import qemu
     from uvirtio.binding.api import DeviceInfo, bind, bound, check_denied, find, list, restore
     from uvirtio.binding.bind import Bound
@@ -92,14 +94,14 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
 
     def __getattr__(name: str) -> Any:
         if name == "qemu":
-            return import_module("uvirtio.qemu")
+            return __import__("uvirtio.qemu", fromlist=["qemu"])
         if name in _HOMES:
-            return getattr(import_module(_HOMES[name]), name)
+            return getattr(__import__(_HOMES[name], fromlist=[name]), name)  # importlib would import warnings
         if name in _MOVED:
             import warnings
 
             warnings.warn(f"uvirtio.{name} is {_MOVED[name]} now", DeprecationWarning, stacklevel=2)
-            return import_module(_MOVED[name])
+            return __import__(_MOVED[name], fromlist=[name])
         raise AttributeError(f"module 'uvirtio' has no attribute {name!r}")
 
     def __dir__() -> list[str]:

@@ -13,7 +13,11 @@ system call.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
 
 __all__ = [
     "AdminFailed", "BadAddress", "BadCapture", "BadChain", "BadDump", "BadFrame", "BadSize", "BadTrace",

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import import_module
-from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack, cast
 
-from uvirtio.device.options import OpenKeywords, OpenOptions
+from uvirtio.device.options import OpenOptions
 from uvirtio.errors import (
     BadAddress,
     Misuse,
@@ -27,9 +25,13 @@ from uvirtio.host import addresses, denylist, limits
 from uvirtio.host.addresses import Address
 from uvirtio.host.cpu import require_host
 from uvirtio.host.roots import Roots
+from uvirtio.typed import TYPE_CHECKING, NamedTuple, cast
 
 if TYPE_CHECKING:  # the rest is imported while QEMU starts
+    from typing import Literal, Unpack
+
     from uvirtio.device.core import Device
+    from uvirtio.device.keywords import OpenKeywords
     from uvirtio.interfaces.backend import Backend, MmioWindow, VdpaNode, VhostUserNode
     from uvirtio.interfaces.transport import Transport
     from uvirtio.interfaces.values import Trace
@@ -203,14 +205,20 @@ def _openable(text: str, roots: Roots) -> Address:
     return address
 
 
+_DRIVERS = frozenset({"balloon", "blk", "mem", "net", "rng", "scsi"})
+"""The device types whose driver QEMU's devices are named for."""
+
+
 def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Backend]:
     denylist.check([address], options.roots)
     from uvirtio.backends.qemu.single import open_address
 
-    def meanwhile(bus: str) -> None:
-        """Import what comes next: that takes about as long as QEMU's start."""
-        import_module("uvirtio.device.core")
-        import_module(f"uvirtio.transports.{bus}")
+    def meanwhile(bus: str, kind: str) -> None:
+        """Import what comes next, the type's driver too: that takes no longer than QEMU's start."""
+        __import__("uvirtio.device.core")
+        __import__(f"uvirtio.transports.{bus}")
+        if kind in _DRIVERS:
+            __import__(f"uvirtio.drivers.{kind}")
 
     return address, open_address(address, timeout=options.timeout, meanwhile=meanwhile)
 

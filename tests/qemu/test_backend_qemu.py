@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.support.polling import readable
 from tests.support.virtio_state import state
+from uvirtio.backends import child
 from uvirtio.backends.qemu.function import QemuPciFunction
 from uvirtio.backends.qemu.machine import Machine
 from uvirtio.backends.qemu.process import QemuProcess
@@ -654,8 +655,8 @@ def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.Mon
         seen.append(self)
         start(self, *arguments, **options)
 
-    class Interrupted(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
+    class Interrupted(child._Latch):
+        def wait(self, timeout: float) -> bool:
             if super().wait(timeout) and seen[0]._started is self:
                 raise KeyboardInterrupt
             return True
@@ -667,8 +668,7 @@ def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.Mon
     if place == "QMP's greeting":
         monkeypatch.setattr(Qmp, "begin", interrupted)
     else:
-        played = SimpleNamespace(Event=Interrupted, Lock=threading.Lock, Thread=threading.Thread)
-        monkeypatch.setattr("uvirtio.backends.child.threading", played)
+        monkeypatch.setattr(child, "_Latch", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_address("qemu:virtio-rng-pci")
     monkeypatch.undo()
@@ -777,13 +777,41 @@ def sending(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_device_is_found_started_and_closed_in_few_round_trips(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not depend on an answer goes together; each round trip costs a tenth of a millisecond."""
-    sent = sending(monkeypatch)
+    waits: list[object] = []
+    for name in ("_ask", "_ask_all", "settle"):
+        monkeypatch.setattr(Qtest, name, counting(getattr(Qtest, name), waits))
     with open_device("qemu:virtio-rng-pci") as device:
-        found = len(sent)
+        found = len(waits)
         with Rng(device) as rng:
             assert len(rng.read(1)) == 1
-    assert found <= 23, sent[:found]
-    assert len(sent) <= 73, sent
+    assert found <= 13, waits[:found]
+    assert len(waits) <= 49, waits
+
+
+STARTED = """
+import sys, uvirtio
+with uvirtio.open("qemu:virtio-rng-pci") as device, uvirtio.Rng(device) as rng:
+    rng.read(1)
+print(*sys.modules)
+"""
+
+
+def test_a_device_is_driven_without_what_takes_long_to_import() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {
+        *("ctypes", "dataclasses", "importlib.metadata", "inspect", "logging", "pathlib", "selectors", "signal"),
+        *("socket", "subprocess", "typing", "uvirtio.spec.mmio", "uvirtio.spec.type_features"),
+    }
+    assert sum(name.partition(".")[0] == "uvirtio" for name in loaded) <= 104
+
+
+def counting(call: Callable[..., Any], calls: list[object]) -> Callable[..., Any]:
+    def counted(*given: Any) -> Any:
+        calls.append(given[1:])
+        return call(*given)
+
+    return counted
 
 
 def test_a_field_that_is_read_once_is_read_again_after_a_write(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def spec_ids(name: str) -> bool:
 
 
 def spec_features(name: str) -> bool:
-    without = re.search(r"Other types define none \((.*?)\)", read("uvirtio/spec/features.py"), re.DOTALL)
+    without = re.search(r"Other types define none \((.*?)\)", read("uvirtio/spec/type_features.py"), re.DOTALL)
     assert without is not None
     return name in features.DEVICE_BITS or re.search(rf"\b{name}\b", without[1]) is not None
 
@@ -183,7 +183,7 @@ def udev_rules(name: str) -> bool:
 PLACES: dict[str, Callable[[str], bool]] = {
     "uvirtio/spec/NAME.py": spec_module,
     "uvirtio/spec/ids.py": spec_ids,
-    "uvirtio/spec/features.py": spec_features,
+    "uvirtio/spec/type_features.py": spec_features,
     "uvirtio/drivers/NAME/": the_driver,
     "uvirtio/__init__.py": public_name,
     "uvirtio/diag/datapath.py": diagnosis,
@@ -219,7 +219,7 @@ def test_a_driver_is_in_every_place(name: str, place: str) -> None:
 IN_TEXT = [place for place, check in PLACES.items() if {"read", "files", "bodies"} & set(check.__code__.co_names)]
 
 
-@pytest.mark.parametrize("place", [place for place in IN_TEXT if place != "uvirtio/spec/features.py"])
+@pytest.mark.parametrize("place", [place for place in IN_TEXT if place != "uvirtio/spec/type_features.py"])
 def test_a_driver_that_a_file_does_not_name_is_missed(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same checkout, without a word of the block device: each check that reads files says so."""
     whole = Path.read_text

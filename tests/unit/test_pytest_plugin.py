@@ -49,7 +49,7 @@ def test_a_run_that_uses_no_fixture_loads_no_device() -> None:
     code = "import uvirtio.pytest_plugin, sys; print(*sorted(n for n in sys.modules if n.startswith('uvirtio')))"
     there = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True)
-    assert done.stdout.split() == ["uvirtio", "uvirtio.errors", "uvirtio.pytest_plugin"]
+    assert done.stdout.split() == ["uvirtio", "uvirtio.errors", "uvirtio.pytest_plugin", "uvirtio.typed"]
 
 
 FAILING = """

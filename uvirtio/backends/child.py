@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
+from _thread import allocate_lock, start_new_thread  # of CPython; the module threading takes longer to import
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from uvirtio.errors import OperationFailed, UvirtioError
 from uvirtio.host import limits
@@ -27,6 +26,26 @@ _KILL_WAIT = 5.0
 _REAP_WAIT = 2.0
 _STDERR_QUOTED = 2000
 _SETPRIV_MAX = 1 << 20  # bytes; util-linux has it in some 50,000
+
+
+class _Latch:
+    """What happens once, and is waited for."""
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._pending = allocate_lock()
+        self._pending.acquire()
+
+    def set(self) -> None:
+        """It has happened; called once."""
+        self._happened = True
+        self._pending.release()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for it, and return whether it has happened."""
+        if not self._happened and self._pending.acquire(timeout=timeout):
+            self._pending.release()  # for the next one; where a signal's exception comes first, it has the flag
+        return self._happened
 
 
 class ChildProcess:
@@ -56,9 +75,9 @@ class ChildProcess:
         """
         self._binary, self._owner = binary, os.getpid()
         self._stderr = os.memfd_create("uvirtio-stderr", os.MFD_CLOEXEC)
-        self._started = threading.Event()
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
+        self._started = _Latch()
+        self._ended = _Latch()
+        self._lock = allocate_lock()
         self._watchers: list[int] = []
         self._failure: OSError | ValueError | None = None
         self._abandoned = False
@@ -68,11 +87,8 @@ class ChildProcess:
         self.exited = False
         """True from the moment that it has ended."""
 
-        keeper = threading.Thread(
-            target=self._keep, args=(binary, list(arguments), list(fds)), name="uvirtio-child", daemon=True
-        )
         try:
-            keeper.start()
+            start_new_thread(self._keep, (binary, list(arguments), list(fds)))
             self._started.wait(timeout)
         except BaseException:
             self._abandon()
@@ -101,8 +117,10 @@ class ChildProcess:
     def _signal(self, number: int) -> None:
         """Send a signal, unless it has ended; the lock is held, so that the PID is still the program's."""
         if self._pid is not None and not self.exited:
-            with suppress(ProcessLookupError):  # a handler of this process's took it
+            try:
                 os.kill(self._pid, number)
+            except ProcessLookupError:  # a handler of this process's took it
+                pass
 
     def _keep(self, binary: str, arguments: list[str], fds: list[int]) -> None:
         """Run the keeper thread: start the program, wait for its end, signal it."""

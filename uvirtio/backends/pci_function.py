@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NoReturn, Protocol, TypeVar
 
 from uvirtio.errors import CapabilityError, DeviceGone, UvirtioError
 from uvirtio.interfaces.memory import Doorbell, Registers
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import pci
+from uvirtio.typed import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from typing import Literal, NoReturn, Protocol, TypeVar
 
-class _Sized(Protocol):
-    @property
-    def size(self) -> int:
-        """Length in bytes."""
-        ...
+    class _Sized(Protocol):
+        @property
+        def size(self) -> int:
+            """Length in bytes."""
+            ...
 
-
-AnyBar = TypeVar("AnyBar", bound=_Sized)
+    AnyBar = TypeVar("AnyBar", bound=_Sized)
 
 
 def bar_of(

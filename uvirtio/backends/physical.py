@@ -17,11 +17,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from uvirtio.backends.owned_blocks import OwnedBlocks
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
     GuestBlock,
     Memory,
-    OwnedBlocks,
     PagedBlock,
     advise,
     merged,

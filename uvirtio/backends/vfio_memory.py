@@ -17,11 +17,11 @@ import mmap
 import resource
 from collections.abc import Callable, Iterator
 
+from uvirtio.backends.owned_blocks import OwnedBlocks
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
     MADV_POPULATE_WRITE,
     Memory,
-    OwnedBlocks,
     PagedBlock,
     advise,
     anonymous,

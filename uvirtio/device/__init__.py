@@ -4,10 +4,13 @@ The names below are imported when they are first asked for: ``uvirtio.open`` sta
 and loads the rest meanwhile.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from uvirtio.device.bringup import (
         ADMIN_QUEUE,
         LEGACY_FEATURES,
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
     )
     from uvirtio.device.core import Device
     from uvirtio.device.counters import Counters
-    from uvirtio.device.options import OpenKeywords, OpenOptions, RingChoice
+    from uvirtio.device.keywords import OpenKeywords, RingChoice
+    from uvirtio.device.options import OpenOptions
     from uvirtio.device.queue import QUEUE_SIZE_MAX, Queue, QueueSpec
     from uvirtio.device.rights import Rights, drop_capabilities
     from uvirtio.device.state import Session
@@ -53,7 +57,8 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         ),
         "Device": "device.core",
         "Counters": "device.counters",
-        **dict.fromkeys(("OpenKeywords", "OpenOptions", "RingChoice"), "device.options"),
+        **dict.fromkeys(("OpenKeywords", "RingChoice"), "device.keywords"),
+        "OpenOptions": "device.options",
         **dict.fromkeys(("QUEUE_SIZE_MAX", "Queue", "QueueSpec"), "device.queue"),
         **dict.fromkeys(("Rights", "drop_capabilities"), "device.rights"),
         "Session": "device.state",
@@ -62,6 +67,6 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
 
     def __getattr__(name: str) -> Any:
         if name in _HOMES:
-            found = globals()[name] = getattr(import_module(f"uvirtio.{_HOMES[name]}"), name)
+            found = globals()[name] = getattr(__import__(f"uvirtio.{_HOMES[name]}", fromlist=[name]), name)
             return found
         raise AttributeError(f"module 'uvirtio.device' has no attribute {name!r}")

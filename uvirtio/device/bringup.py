@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
-from uvirtio.device.options import RingChoice
 from uvirtio.device.queue import QUEUE_SIZE_MAX, QueueSpec
 from uvirtio.errors import FeatureMissing, QueueError, UsageError
 from uvirtio.interfaces.memory import DmaSpace
@@ -17,10 +15,14 @@ from uvirtio.interfaces.transport import HasAdminQueues, QueueLayout, Transport
 from uvirtio.memory.fence import Fence
 from uvirtio.spec import features as f
 from uvirtio.spec.ring import MAX_SIZE, is_power_of_two
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
 from uvirtio.virtqueue import Virtqueue
 from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.split import make_split
+
+if TYPE_CHECKING:
+    from uvirtio.device.keywords import RingChoice
 
 RING_FEATURES = f.mask(
     f.INDIRECT_DESC,

@@ -9,8 +9,6 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from uvirtio.device import log
 from uvirtio.device.bringup import GiveBack, Observer, RingMaker, admin_queue, negotiate, unobserved
@@ -44,9 +42,13 @@ from uvirtio.memory.quarantine import keep_for_ever, keep_no_longer
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import Virtqueue
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing import Any, Self, TypeVar
+
+    T = TypeVar("T")
 
 
 class Device(DeviceState):
@@ -627,9 +629,7 @@ class Device(DeviceState):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

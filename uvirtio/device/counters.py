@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Counters:

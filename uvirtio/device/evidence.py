@@ -5,18 +5,20 @@ The ring's own words tell those cases apart (2.7, 2.8), so that an error does no
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
-
 from uvirtio.errors import UvirtioError
+from uvirtio.typed import TYPE_CHECKING, NamedTuple, Protocol
 from uvirtio.virtqueue import Virtqueue
 
-Stall = Literal["idle", "used", "suppressed", "untaken", "kept", "silent"]
-"""Where the buffers of a queue are.
+if TYPE_CHECKING:
+    from typing import Any, Literal
 
-``idle``: none are out. ``used``: the device returned some that were not reaped. ``suppressed``: the device asked
-for no kick, and did not look by itself. ``untaken``: it was kicked and took none. ``kept``: it took them and
-returns none. ``silent``: it was kicked, and the ring does not show whether it took them.
-"""
+    Stall = Literal["idle", "used", "suppressed", "untaken", "kept", "silent"]
+    """Where the buffers of a queue are.
+
+    ``idle``: none are out. ``used``: the device returned some that were not reaped. ``suppressed``: the device
+    asked for no kick, and did not look by itself. ``untaken``: it was kicked and took none. ``kept``: it took them
+    and returns none. ``silent``: it was kicked, and the ring does not show whether it took them.
+    """
 
 
 class HasBooks(Protocol):

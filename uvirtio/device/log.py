@@ -7,9 +7,9 @@ either, so this module never imports it and only looks whether the program did.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 from uvirtio.interfaces.values import Trace
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from logging import Logger

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from uvirtio.errors import UsageError
 from uvirtio.host.pattern import Pattern
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.recording import Records, Replays
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode, Trace
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
 
-RingChoice = Literal["auto", "split", "packed"]
-"""The ring format: ``auto`` is packed where it is offered, as 6.1 recommends."""
+if TYPE_CHECKING:
+    from typing import Any
 
+    from uvirtio.device.keywords import OpenKeywords, RingChoice
+    from uvirtio.interfaces.recording import Records, Replays
 
-class OpenKeywords(TypedDict, total=False):
-    """The fields of ``OpenOptions`` as keywords, each with the same meaning; all are optional."""
-
-    backend: str
-    timeout: float
-    interrupts: Sequence[InterruptMode]
-    ring: RingChoice
-    poll_us: float
-    force_legacy: bool
-    unsafe_dma: bool
-    vf_token: str | None
-    without: Sequence[str]
-    roots: Roots | None
-    trace: Trace | None
-    record: str | os.PathLike[str] | Records | None
-    replay: Replays | None
+_RINGS = ("auto", "split", "packed")
+"""What ``RingChoice`` allows."""
 
 
 class OpenOptions(NamedTuple):
@@ -135,7 +121,7 @@ def _checked(given: OpenOptions) -> OpenOptions:
     known = isinstance(modes, Sequence) and all(isinstance(mode, InterruptMode) for mode in modes)
     expected = "one or more of " + ", ".join(map(str, InterruptMode))
     _check(modes, "interrupts", known and len(modes) > 0, expected)
-    _check(given.ring, "ring", given.ring in get_args(RingChoice), " or ".join(map(repr, get_args(RingChoice))))
+    _check(given.ring, "ring", given.ring in _RINGS, " or ".join(map(repr, _RINGS)))
     _check(given.poll_us, "poll_us", _number(given.poll_us) and given.poll_us >= 0, "microseconds, 0 or more")
     _check(given.vf_token, "vf_token", given.vf_token is None or _is_uuid(given.vf_token), "a UUID, or None")
     words = isinstance(given.without, Sequence) and not isinstance(given.without, str)
@@ -153,7 +139,7 @@ def _checked(given: OpenOptions) -> OpenOptions:
     return _make(type(given), **{**given._asdict(), "interrupts": tuple(modes), "without": tuple(given.without)})
 
 
-_UUID = Pattern(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_UUID = Pattern(r"(?ai)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """The one form that the kernel reads (uuid_parse)."""
 
 

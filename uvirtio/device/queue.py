@@ -5,14 +5,17 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 from uvirtio.errors import Misuse
 from uvirtio.interfaces.memory import Doorbell
 from uvirtio.memory.clock import HostClock
 from uvirtio.memory.forks import StaysHere
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
 from uvirtio.virtqueue import Completion, SgEntry, Virtqueue
 from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _MARKS = 64
 """Times of publication that are kept before those of chains that came back are dropped."""

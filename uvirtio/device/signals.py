@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import signal
+    from typing import Any
+else:
+    import _signal as signal  # of CPython: what the module signal makes enums of
 
 
 @contextmanager

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import TypeVar
 
 from uvirtio.errors import ConfigUnstable
 from uvirtio.interfaces.clock import Clock
 from uvirtio.interfaces.transport import Transport
+from uvirtio.typed import TYPE_CHECKING
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _TRIES, _PATIENCE = 16, 0.5
 """Readings of a changing configuration before there is a pause between them, and seconds before giving up. A host

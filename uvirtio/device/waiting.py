@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from math import inf
-from typing import Protocol
 
 from uvirtio.device.counters import Counters
 from uvirtio.device.evidence import HasBooks, of_queue
@@ -27,6 +26,7 @@ from uvirtio.interfaces.backend import after_removal
 from uvirtio.interfaces.transport import USED, HasQueueEvents, Transport
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.clock import clock_of
+from uvirtio.typed import Protocol
 
 POLL_FIRST, POLL_LAST = 50e-6, 10e-3
 """Seconds between polls of something that causes no interrupt, growing from the first to the last."""

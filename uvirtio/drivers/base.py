@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from operator import index
 from types import TracebackType
-from typing import ClassVar, Self
 
 from uvirtio.device import Device, Observer, Queue, QueueSpec, Session, unobserved
 from uvirtio.errors import NotVirtio
@@ -15,7 +14,11 @@ from uvirtio.interfaces.memory import Block
 from uvirtio.memory.forks import StaysHere
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import Completion, SgEntry
+
+if TYPE_CHECKING:
+    from typing import ClassVar, Self
 
 
 class Driver(StaysHere):

@@ -6,21 +6,26 @@ kernel's (``eth0``, ``/dev/vda``, a path of sysfs). The back end defines what ma
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Final, Literal, NamedTuple, NoReturn
 
 from uvirtio.errors import BadAddress
 from uvirtio.host.pattern import Pattern
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
 
-Family = Literal["pci", "mmio", "vdpa", "vhost-user", "qemu", "scripted", "virtio", "type", "name", "node", "path"]
-"""The kind of a name.
+if TYPE_CHECKING:
+    from typing import Final, Literal, NoReturn
 
-``pci``, ``mmio``, ``vdpa``, ``vhost-user``, ``qemu`` and ``scripted`` are permanent addresses of a device.
-``virtio`` (``virtio3``) and ``type`` (``balloon``) are for looking only. ``name`` (``eth0``), ``node``
-(``/dev/vda``) and ``path`` (``/sys/class/net/eth0``) exist while a kernel driver has the device, or are its place
-in sysfs.
-"""
+    Family = Literal[
+        "pci", "mmio", "vdpa", "vhost-user", "qemu", "scripted", "virtio", "type", "name", "node", "path"
+    ]  # fmt: skip
+    """The kind of a name.
+
+    ``pci``, ``mmio``, ``vdpa``, ``vhost-user``, ``qemu`` and ``scripted`` are permanent addresses of a
+    device. ``virtio`` (``virtio3``) and ``type`` (``balloon``) are for looking only. ``name`` (``eth0``), ``node``
+    (``/dev/vda``) and ``path`` (``/sys/class/net/eth0``) exist while a kernel driver has the device, or are its
+    place in sysfs.
+    """
+
 
 OPENABLE: Final = frozenset({"pci", "mmio", "vdpa", "vhost-user", "qemu", "scripted"})
 LOOKING_ONLY: Final = frozenset({"virtio", "type"})
@@ -53,25 +58,23 @@ LIKELY: Final = "an address such as 0000:03:00.0, eth0 or qemu:virtio-rng-pci"
 
 # lspci, sysfs and virsh write pci:..., lshw writes pci@..., devlink writes pci/...
 _PCI = Pattern(
-    r"(?:pci[@/])?(?:(?P<domain>[0-9a-f]{1,8}):)?(?P<bus>[0-9a-f]{1,2}):(?P<device>[0-9a-f]{1,2})\.(?P<function>[0-7])",
-    re.IGNORECASE | re.ASCII,
+    r"(?ai)(?:pci[@/])?(?:(?P<domain>[0-9a-f]{1,8}):)?"
+    r"(?P<bus>[0-9a-f]{1,2}):(?P<device>[0-9a-f]{1,2})\.(?P<function>[0-7])"
 )
-_LIKE_PCI = Pattern(
-    r"(?:pci[@/])?(?:([0-9a-f]+):)?([0-9a-f]+):([0-9a-f]+)(?:\.([0-9a-f]*))?", re.IGNORECASE | re.ASCII
-)
+_LIKE_PCI = Pattern(r"(?ai)(?:pci[@/])?(?:([0-9a-f]+):)?([0-9a-f]+):([0-9a-f]+)(?:\.([0-9a-f]*))?")
 _PCI_DEVICES = 0x1F  # the last one on a bus
 
-_MMIO = Pattern(r"mmio:0x([0-9a-f]{1,16})", re.IGNORECASE | re.ASCII)
+_MMIO = Pattern(r"(?ai)mmio:0x([0-9a-f]{1,16})")
 # The names of platform devices: of ACPI, of a device tree (address and node name, of_device_make_bus_id), and of
 # the kernel's command line.
-_ACPI = Pattern(r"LNRO0005:([0-9a-f]{2,8})", re.IGNORECASE | re.ASCII)
-_DEVICE_TREE = Pattern(r"([0-9a-f]{1,16})\.([a-z][a-z0-9,._+-]{0,30})", re.IGNORECASE | re.ASCII)
-_COMMAND_LINE = Pattern(r"virtio-mmio\.(-?[0-9]{1,10})", re.ASCII)
+_ACPI = Pattern(r"(?ai)LNRO0005:([0-9a-f]{2,8})")
+_DEVICE_TREE = Pattern(r"(?ai)([0-9a-f]{1,16})\.([a-z][a-z0-9,._+-]{0,30})")
+_COMMAND_LINE = Pattern(r"(?a)virtio-mmio\.(-?[0-9]{1,10})")
 
-_VHOST_VDPA = Pattern(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})", re.ASCII)
+_VHOST_VDPA = Pattern(r"(?a)/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})")
 _VDPA = Pattern(r"vdpa:([^\s/\x00-\x1f\x7f]{1,128})")
-_VIRTIO = Pattern(r"virtio@?(0|[1-9][0-9]{0,9})", re.ASCII)
-_NAME = Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.!-]{0,63}", re.ASCII)
+_VIRTIO = Pattern(r"(?a)virtio@?(0|[1-9][0-9]{0,9})")
+_NAME = Pattern(r"(?a)[A-Za-z0-9_][A-Za-z0-9_.!-]{0,63}")
 _PATH = Pattern(r"/(sys|dev)(/[^/\x00-\x1f\x7f]{1,255}){1,64}/?")
 
 
@@ -101,7 +104,7 @@ def parse(text: str) -> Address:
     Raises:
         BadAddress: It has none of the known forms.
     """
-    for form in (_pci, _mmio, _vdpa, _simulated, _alias, _looked_up):
+    for form in (_simulated, _pci, _mmio, _vdpa, _alias, _looked_up):  # the first matches no expression
         if (found := form(text)) is not None:
             return found
     raise bad(text, _why(text))

@@ -14,14 +14,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 from uvirtio.errors import Denied, UvirtioError
 from uvirtio.host import addresses, limits
 from uvirtio.host.roots import Roots
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Of UTF-8; some editors write one."""
+
 _LONGEST = 1 << 20
-"""Characters. A longer list is no list: what is behind them would be obeyed or not by where it was cut."""
+"""Bytes. A longer list is no list: what is behind them would be obeyed or not by where it was cut."""
 
 
 def patterns(roots: Roots) -> list[str]:
@@ -58,11 +60,11 @@ def _place(roots: Roots) -> str:
 
 
 def _text(path: str) -> str:
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
+    with open(path, "rb") as file:  # noqa: PTH123
         text = file.read(_LONGEST + 1)
     if len(text) > _LONGEST:
-        raise _unreadable(path, f"more than {_LONGEST} characters")
-    return text
+        raise _unreadable(path, f"more than {_LONGEST} bytes")
+    return text.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
 
 
 def _unreadable(path: str, seen: str | None, *, remedy: str = "") -> Denied:
@@ -103,7 +105,7 @@ def _matches(name: str, form: str) -> bool:
 def _forms(pattern: str, roots: Roots) -> Iterator[str]:
     """A pattern as it is written, and the canonical name of the device that it stands for."""
     yield pattern.lower()
-    with suppress(UvirtioError):  # a glob, an unknown word, a disk that does not exist
+    try:
         address = addresses.parse(pattern)
         yield address.canonical.lower()
         if address.family in addresses.LOOKED_UP:
@@ -111,6 +113,8 @@ def _forms(pattern: str, roots: Roots) -> Iterator[str]:
 
             bus, name = device_behind(address, roots)
             yield f"vdpa:{name}".lower() if bus == "vdpa" else addresses.canonical(name).lower()
+    except UvirtioError:  # a glob, an unknown word, a disk that does not exist
+        pass
 
 
 def without_effect(roots: Roots) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
 
 from uvirtio.errors import LimitReached, UvirtioError
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 _LIMITS = {
     errno.EMFILE: ("RLIMIT_NOFILE", "descriptors", "n"),
@@ -64,19 +65,18 @@ def reached(error: OSError, what: str) -> LimitReached | None:
     )
 
 
-@contextmanager
-def told(what: str) -> Iterator[None]:
-    """Raise LimitReached in place of an OSError of the block that says that a limit was reached.
+class told:  # a word of a with statement, as contextlib's are
+    """Raise LimitReached in place of an OSError of the block that says that a limit was reached."""
 
-    Args:
-        what: What could not be done, for the message.
-    """
-    try:
-        yield
-    except UvirtioError:  # some are OSErrors, too
-        raise
-    except OSError as error:
-        found = reached(error, what)
-        if found is None:
-            raise
-        raise found from error
+    def __init__(self, what: str) -> None:
+        """Note what could not be done, for the message."""
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, UvirtioError):  # some are both
+            found = reached(error, self._what)
+            if found is not None:
+                raise found from error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
-from typing import Any
+
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import re
+    from typing import Any
 
 
 class Pattern:
@@ -15,13 +19,15 @@ class Pattern:
 
         Args:
             text: In the syntax of ``re``.
-            flags: Of ``re``, such as ``re.ASCII``.
+            flags: Of ``re``; those in front of the expression, as in ``(?a)``, do without importing it.
         """
         self._text = text
         self._flags = flags
 
     @cached_property
     def _compiled(self) -> re.Pattern[str]:
+        import re  # here: a start that matches nothing is over before it is imported
+
         return re.compile(self._text, self._flags)
 
     def fullmatch(self, text: str) -> re.Match[str] | None:

@@ -6,9 +6,8 @@ A parameter of the kernel, an option of QEMU or a page size that only one archit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from uvirtio.host import cpu
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from uvirtio.host.memory import HugePages

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING
+
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

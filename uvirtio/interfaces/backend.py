@@ -6,10 +6,12 @@ their own beside the main one, and are tested with ``isinstance``.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, runtime_checkable
-
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, MemoryWindow, Registers
 from uvirtio.interfaces.values import BarInfo
+from uvirtio.typed import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from typing import Any, Literal
 
 
 class PciFunction(Protocol):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import mmap
 from array import array
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+
+from uvirtio.typed import Protocol, runtime_checkable
 
 
 class Registers(Protocol):

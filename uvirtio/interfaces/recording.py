@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from uvirtio.typed import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from uvirtio.interfaces.backend import Backend
     from uvirtio.interfaces.memory import Event
 

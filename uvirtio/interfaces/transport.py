@@ -7,11 +7,11 @@ Protocols of their own beside ``Transport``, and are tested with ``isinstance``.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
 
 from uvirtio.interfaces.backend import Backend
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.typed import NamedTuple, Protocol, runtime_checkable
 
 
 class SharedRegion(NamedTuple):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
+
+from uvirtio.typed import NamedTuple
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a device, or the program behind it, may take for one response."""

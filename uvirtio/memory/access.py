@@ -20,11 +20,17 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from struct import Struct
-from typing import Any, Protocol
 
 from uvirtio.errors import Closed, DeviceGone, Misuse
 from uvirtio.interfaces.memory import Exchanges, Registers, Step
 from uvirtio.memory.fence import order_fence
+from uvirtio.typed import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    Copier = Callable[[Any, int], tuple[bytes]]
+    """Copies bytes out of a view, from an offset on: in one call, where a slice and ``bytes`` of it are two."""
 
 
 class Buffer(Protocol):
@@ -59,9 +65,6 @@ def words64(memory: memoryview, offset: int, count: int) -> memoryview:
     """
     return _words(memory, offset, count, 8, "Q")
 
-
-Copier = Callable[[Any, int], tuple[bytes]]
-"""Copies bytes out of a view, from an offset on: in one call, where a slice and ``bytes`` of it are two."""
 
 FEW = 64
 """The most elements of a batch that one call copies, or takes apart: each number has a format of its own."""

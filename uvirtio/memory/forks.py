@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import NoReturn
 
 from uvirtio.errors import Misuse, NotSupported
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _WIPEONFORK = 18  # MADV_WIPEONFORK of <asm-generic/mman-common.h>, since Linux 4.14
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from uvirtio.interfaces.memory import Doorbell, Registers
 from uvirtio.interfaces.values import Trace
 from uvirtio.memory.access import ForwardedRegisters
+from uvirtio.typed import Protocol
 
 
 class Naming(Protocol):

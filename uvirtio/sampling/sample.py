@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from uvirtio.device.evidence import Stall
+if TYPE_CHECKING:
+    from uvirtio.device.evidence import Stall
 
 
 @dataclass(frozen=True, slots=True)

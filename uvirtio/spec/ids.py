@@ -6,10 +6,13 @@ Names are those that QEMU and Linux use; a type without one here is ``unknown(N)
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
 
 from uvirtio.errors import UsageError
 from uvirtio.spec.pci import DEVICE_FIRST, DEVICE_LAST, DEVICE_MODERN, VIRTIO_VENDOR
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Final
 
 VENDOR: Final = VIRTIO_VENDOR
 

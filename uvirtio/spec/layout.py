@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from uvirtio.typed import NamedTuple
 
 
 class Field(NamedTuple):

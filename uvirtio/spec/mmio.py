@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from enum import Enum, IntFlag
-from typing import Final
 
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 MAGIC: Final = 0x74726976  # "virt"
 VERSION: Final = 2

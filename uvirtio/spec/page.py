@@ -6,7 +6,11 @@ Frame numbers (PFNs) count pages of this size: balloon pages (5.5.6) and queues 
 
 from __future__ import annotations
 
-from typing import Final
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 PFN_SHIFT: Final = 12
 """A PFN is a guest-physical address shifted right by this."""

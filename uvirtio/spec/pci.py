@@ -7,11 +7,14 @@ Offsets and widths in bytes.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from typing import Final
 
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
 from uvirtio.spec.page import PFN_SHIFT, VIRTIO_PAGE
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 # --- PCI configuration space (PCI 3.0, 6.1) ---------------------------------------------------------------
 

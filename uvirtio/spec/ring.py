@@ -5,11 +5,13 @@ Sizes and offsets in bytes; ``q`` is the queue size, in descriptors.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
-
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
 from uvirtio.spec.page import VIRTIO_PAGE
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Final
 
 MAX_SIZE: Final = 32768  # 2.7, 2.8
 MAX_CHAIN_BYTES: Final = 1 << 32  # 2.7.5.2

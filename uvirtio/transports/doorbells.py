@@ -1,9 +1,8 @@
-"""Doorbells that are registers (4.1.5.2.1, 4.2.3.3)."""
+"""Doorbells that are registers of a PCI function (4.1.5.2.1)."""
 
 from __future__ import annotations
 
 from uvirtio.interfaces.memory import Registers
-from uvirtio.spec import mmio
 
 
 class _OwnRegister:
@@ -37,21 +36,3 @@ class DataDoorbell(_OwnRegister):
     def ring(self, value: int) -> None:
         """Write the identifier with the upper half of ``value``."""
         self._registers.write32(0, value & 0xFFFF_0000 | self._ident)
-
-
-class QueueNotifyDoorbell:
-    """A kick by a 32-bit write to QueueNotify (4.2.3.3), which all queues share.
-
-    With NOTIFICATION_DATA ``device`` sets the upper half of the value: QueueNotify is 32 bits wide.
-    """
-
-    def __init__(self, registers: Registers) -> None:
-        """Use the registers of the transport, which closes them."""
-        self._registers = registers
-
-    def ring(self, value: int) -> None:
-        """Write ``value`` to QueueNotify."""
-        self._registers.write32(mmio.QUEUE_NOTIFY, value)
-
-    def close(self) -> None:
-        """Do nothing: the registers are the transport's."""

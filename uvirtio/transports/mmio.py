@@ -29,7 +29,7 @@ from uvirtio.spec import features as f
 from uvirtio.spec import mmio
 from uvirtio.spec.page import VIRTIO_PAGE
 from uvirtio.transports.base import TransportBase
-from uvirtio.transports.doorbells import QueueNotifyDoorbell
+from uvirtio.transports.mmio_doorbell import QueueNotifyDoorbell
 
 _ALL_ONES = 0xFFFFFFFF
 _CAUSES = int(mmio.Interrupt.USED_BUFFER | mmio.Interrupt.CONFIG_CHANGE)

@@ -201,16 +201,23 @@ class PciModern(PciBase):
                 about="queue_enable before",
             )
         self._expect(index, "queue_size", self._write_and_read(pci.COMMON_QUEUE_SIZE, size), size)
-        for name, offset, address in (
+        areas = (
             ("queue_desc", pci.COMMON_QUEUE_DESC, desc),
             ("queue_driver", pci.COMMON_QUEUE_DRIVER, driver),
             ("queue_device", pci.COMMON_QUEUE_DEVICE, device),
-        ):
+        )
+        steps: list[Step] = []
+        for _, low, address in areas:
             # 4.1.3.1: a 64-bit field is two 4-byte accesses.
-            low, high = offset, offset + 4
-            written: list[Step] = [(low, 4, address & 0xFFFFFFFF), (high, 4, address >> 32)]
-            back = exchange(common, [*written, (low, 4, None), (high, 4, None)])
-            self._expect(index, name, back[0] | back[1] << 32, address)
+            steps += [
+                (low, 4, address & 0xFFFFFFFF),
+                (low + 4, 4, address >> 32),
+                (low, 4, None),
+                (low + 4, 4, None),
+            ]
+        back = iter(exchange(common, steps))
+        for name, _, address in areas:
+            self._expect(index, name, next(back) | next(back) << 32, address)
         if index in self._queue_vectors:
             self._renew_vector(index)
         doorbell = self._make_doorbell(index)

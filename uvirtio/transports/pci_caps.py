@@ -8,19 +8,22 @@ whether what is left is enough to drive the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
 
 from uvirtio.errors import CapabilityError
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import pci
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    Verdict = Literal["ok", "ignored", "bad"]
 
 ConfigReader = Callable[[int, int], int]
 """``read(offset, width)`` of configuration space: width 1, 2 or 4 bytes, aligned, little-endian."""
 
 BarReader = Callable[[int], BarInfo | None]
 """``bars(index)``: the base address register, or None where it is not implemented."""
-
-Verdict = Literal["ok", "ignored", "bad"]
 
 MAX_HOPS = pci.MAX_CAPABILITIES
 """48: no list of 4-byte aligned entries between 0x40 and 0xff is longer."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+
+from uvirtio.typed import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from typing import Any, Literal
 
 SgEntry = tuple[int, int]
 """(device address, length in bytes) of one element of a descriptor chain."""

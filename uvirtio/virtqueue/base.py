@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
 from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
@@ -15,13 +14,17 @@ from uvirtio.interfaces.recording import WatchesWords
 from uvirtio.memory.access import words64
 from uvirtio.memory.fence import Fence, order_fence
 from uvirtio.spec.ring import DESC_SIZE
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
 from uvirtio.virtqueue import Completion, SgEntry
+
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+
+    InFlight = tuple[Any, int, Any, int]
+    """The record of a chain: cookie, bytes the device may write, its place in the ring, its number."""
 
 INDIRECT_ENTRIES = 16
 """Number of descriptors in the indirect table of each head: 256 bytes, so that no table crosses a page."""
-
-InFlight = tuple[Any, int, Any, int]
-"""The record of a chain: cookie, bytes the device may write, its place in the ring, its number."""
 
 make_tuple = tuple.__new__
 """What a NamedTuple does to make one, without its function: completions are most of what reaping costs."""
@@ -451,7 +454,8 @@ def table_addresses(index: int, block: Block, size: int) -> list[int]:
     return tables
 
 
-Made = TypeVar("Made", bound=VirtqueueBase)
+if TYPE_CHECKING:
+    Made = TypeVar("Made", bound=VirtqueueBase)
 
 
 def allocate_queue(

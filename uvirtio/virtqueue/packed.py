@@ -11,7 +11,6 @@ everything else, ``publish`` stores those flags, one for each list, after one or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
@@ -26,6 +25,7 @@ from uvirtio.spec.ring import (
     PACKED_EVENT_DISABLE,
     PACKED_EVENT_ENABLE,
 )
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import Completion, SgEntry
 from uvirtio.virtqueue.base import (
     INDIRECT_ENTRIES,
@@ -37,6 +37,9 @@ from uvirtio.virtqueue.base import (
     watched,
 )
 from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
+
+if TYPE_CHECKING:
+    from typing import Any, Literal, NoReturn
 
 # Places in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
 _ID_SHIFT = 32

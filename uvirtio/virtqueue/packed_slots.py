@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from struct import pack
-from typing import NoReturn
 
 from uvirtio.memory.access import copiers
 from uvirtio.spec.ring import (
@@ -17,8 +16,12 @@ from uvirtio.spec.ring import (
     PACKED_EVENT_DISABLE,
     PACKED_EVENT_FLAGS_MASK,
 )
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue.packed import PackedQueue
 from uvirtio.virtqueue.slot_books import NOTHING, Chain, RingBooks, joined
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 # In the second half of a descriptor, 64 bits, the length has bits 0..31, the id 32..47, the flags 48..63.
 _AVAIL, _USED = PACKED_DESC_F_AVAIL << 48, PACKED_DESC_F_USED << 48

@@ -6,11 +6,14 @@ from array import array
 from collections.abc import Callable, Sequence, Set
 from operator import itemgetter
 from struct import Struct
-from typing import ClassVar, NoReturn
 
 from uvirtio.errors import UsageError
 from uvirtio.memory.access import FEW
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import SgEntry
+
+if TYPE_CHECKING:
+    from typing import ClassVar, NoReturn
 
 Chain = tuple[Sequence[SgEntry], Sequence[SgEntry]]
 """(readable, writable) elements of one slot."""

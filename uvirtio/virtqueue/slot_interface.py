@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Protocol
+
+from uvirtio.typed import Protocol
 
 
 class Slots(Protocol):

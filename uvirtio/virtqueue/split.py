@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import RingCorruption, UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import Completion, SgEntry
 from uvirtio.virtqueue.base import (
     INDIRECT_ENTRIES,
@@ -31,6 +31,9 @@ from uvirtio.virtqueue.base import (
 )
 from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
 from uvirtio.virtqueue.region import legacy_areas
+
+if TYPE_CHECKING:
+    from typing import Any, Literal, NoReturn
 
 # Descriptor flags (2.7.5), as placed in the second 64-bit word of a descriptor: length in bits 0..31,
 # flags in 32..47, next in 48..63.

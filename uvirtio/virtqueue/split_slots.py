@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence, Set
-from typing import NoReturn
 
 from uvirtio.memory.access import copiers
 from uvirtio.spec.ring import RING_ENTRIES, RING_IDX, USED_F_NO_NOTIFY
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue.slot_books import NOTHING, Chain, RingBooks, joined
 from uvirtio.virtqueue.split import SplitQueue
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _FLAGS, _IDX, _RING = 0, RING_IDX // 2, RING_ENTRIES // 2  # the 16-bit words of an area
 

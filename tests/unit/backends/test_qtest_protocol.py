@@ -66,7 +66,7 @@ def test_commands_as_qemu_reads_them() -> None:
         qtest.port_out(4, 0xCF8, 0x80000000)
         assert qtest.exchange([(0xCF8, 4, 0x80000010), (0xCFE, 2, None)], ports=True) == [0x12]
         assert qtest.exchange([(0xCF8, 4, 0x80000010), (0xCFC, 1, 7)], ports=True) == []
-        qtest.write_many(4, [(8, 1), (4, 2)])
+        qtest.exchange([(8, 4, 1), (4, 4, 2)])
         qtest.intercept("ioapic")
         qtest.intercept("/machine/unattached/device[1]")
     assert commands == [
@@ -85,6 +85,60 @@ def test_commands_as_qemu_reads_them() -> None:
     ]
 
 
+class Held:
+    """Answers that are kept back until ``released``, as by a QEMU that is busy."""
+
+    def __init__(self, *refused: str) -> None:
+        self.released = threading.Event()
+        self._refused = refused
+
+    def reply(self, line: str) -> bytes | list[bytes]:
+        assert self.released.wait(10)
+        return b"FAIL no\n" if line in self._refused else [b"IRQ raise 7\n", b"OK 0x12\n"]
+
+
+def test_posted_writes_are_not_waited_for_and_come_before_what_follows() -> None:
+    held = Held()
+    with played(held.reply) as (qtest, _, commands):
+        qtest.post([(0x10, 4, 1), (0x14, 2, 2)])  # would never return: the answers are held back
+        held.released.set()
+        assert qtest.read(4, 0x20) == 0x12
+        qtest.post([(0x18, 1, 3)])
+        qtest.settle()
+        assert commands == ["writel 0x10 0x1", "writew 0x14 0x2", "readl 0x20", "writeb 0x18 0x3"]
+        assert qtest.irq_line(7).level
+        qtest.post([(4 * i, 4, i) for i in range(40)])
+        qtest.post([(4 * i, 4, i) for i in range(40)])  # more than QEMU is left to answer at a time
+        assert qtest.exchange([(0, 4, 0), (4, 4, None)]) == [0x12]
+        assert len(commands) == 4 + 80 + 2
+
+
+@pytest.mark.parametrize("ask", [lambda q: q.read(4, 0), lambda q: q.exchange([(0, 4, None)]), Qtest.settle])
+def test_a_posted_write_that_is_refused_is_told_with_the_next_answer(ask: Callable[[Qtest], object]) -> None:
+    held = Held("writel 0x10 0x1")
+    held.released.set()
+    refusing = {"uvirtio-sync-1": b"FAIL Unknown command 'uvirtio-sync-1'\n"}
+    with played(lambda line: refusing.get(line) or held.reply(line)) as (qtest, _, commands):
+        qtest.post([(0x10, 4, 1), (0x14, 4, 2)])
+        with pytest.raises(QemuFailed, match="refused"):
+            ask(qtest)
+        assert qtest.read(4, 0x20) == 0x12, "whose answer is whose is known again"
+        assert commands[-2:] == ["uvirtio-sync-1", "readl 0x20"]
+
+
+def test_what_qemu_says_of_posted_writes_is_no_interrupt() -> None:
+    with played(lambda line: [b"IRQ raise 3\n", b"OK\n"]) as (qtest, far, _):
+        qtest.post([(0x10, 4, 1)])
+        assert readable(qtest, 5)
+        while not qtest.irq_line(3).level:
+            qtest.drain()
+        qtest.settle()
+        far.sendall(b"OK\n")  # to nothing
+        assert readable(qtest, 5)
+        with pytest.raises(QemuFailed, match="violated"):
+            qtest.drain()
+
+
 @pytest.mark.parametrize("path", ["", "ioapic\nquit", "a b", "/machine/" + "x" * 200])
 def test_an_odd_name_of_an_interrupt_controller_is_not_sent(path: str) -> None:
     with played(lambda line: b"OK\n") as (qtest, _, commands), pytest.raises(Misuse, match="QOM"):
@@ -101,7 +155,8 @@ def test_an_odd_name_of_an_interrupt_controller_is_not_sent(path: str) -> None:
         lambda qtest: qtest.write(1, 0, 0x100),
         lambda qtest: qtest.write(2, 0, -1),
         lambda qtest: qtest.port_out(4, 0xCF8, 1 << 32),
-        lambda qtest: qtest.write_many(4, [(0, 0), (4, 1 << 32)]),
+        lambda qtest: qtest.exchange([(0, 4, 0), (4, 4, 1 << 32)]),
+        lambda qtest: qtest.post([(0, 4, 0), (4, 4, 1 << 32)]),
     ],
 )
 def test_nothing_malformed_is_sent(mistake: Callable[[Qtest], object]) -> None:
@@ -158,7 +213,7 @@ def test_no_cut_and_no_order_loses_a_line(
 def test_batches_are_small_and_complete() -> None:
     """QEMU blocks when its answers are not read."""
     with played(lambda line: b"OK\n") as (qtest, _, commands):
-        qtest.write_many(4, [(4 * i, i) for i in range(1000)])
+        qtest.exchange([(4 * i, 4, i) for i in range(1000)])
     assert commands == [f"writel {4 * i:#x} {i:#x}" for i in range(1000)]
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
@@ -24,10 +25,13 @@ from textual.pilot import Pilot
 
 from uvirtio.cli.screen import Top
 from uvirtio.device import OpenOptions
-from uvirtio.device.evidence import SAYS, Stall
+from uvirtio.device.evidence import SAYS
 from uvirtio.errors import DeviceTimeout, OperationFailed, UsageError
 from uvirtio.sampling.driven import Driven
 from uvirtio.sampling.sample import QueueSample, Sample, Source, Stopped, Tell, VectorSample
+
+if TYPE_CHECKING:
+    from uvirtio.device.evidence import Stall
 
 SCREENS = Path(__file__).parent / "screens"
 _CELL = 12.2

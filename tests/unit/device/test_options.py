@@ -15,6 +15,7 @@ from tests.fakes.fakesys import FakeSys
 from uvirtio import opening
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.device import DEFAULT_TIMEOUT, Device, OpenKeywords, OpenOptions
+from uvirtio.device import keywords as keywords_of_open
 from uvirtio.errors import BadAddress, Closed, UsageError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
@@ -23,7 +24,7 @@ from uvirtio.scripted.rng import Rng
 
 
 def test_the_keywords_of_open_are_the_fields_of_the_options():
-    fields = typing.get_type_hints(OpenOptions)
+    fields = typing.get_type_hints(OpenOptions, localns=vars(keywords_of_open))
     keywords = typing.get_type_hints(OpenKeywords)
     assert {**keywords, "roots": Roots} == fields
     assert not OpenKeywords.__required_keys__

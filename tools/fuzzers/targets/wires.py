@@ -129,7 +129,7 @@ class QtestAnswers(Target):
                 value = client.read(4, 0xE000_0000)
                 client.write(2, 0xE000_0000, 0xFFFF)
                 client.exchange([(0xCF8, 4, 0x8000_0000), (0xCFC, 2, None)], ports=True)
-                client.write_many(4, [(0, 1), (4, 2)])
+                client.post([(0, 4, 1), (4, 4, 2)])
                 client.intercept("ioapic")
                 client.drain()
             finally:

@@ -7,11 +7,13 @@ by a comma or the end, so a path in a value may hold ``/virtio-`` anywhere but a
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
-
 from uvirtio.backends.qemu.models import MIB, MODELS, WHY_LITTLE, is_big_endian
 from uvirtio.errors import BadAddress
 from uvirtio.host.pattern import Pattern
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 PREFIX = "qemu:"
 MACHINES = tuple(MODELS)
@@ -24,7 +26,9 @@ RAM_DEFAULT = 512 * MIB
 
 RAM_MAXIMUM = 256 << 30
 
-_DEVICE = Pattern(r"virtio-[a-z0-9-]+(?=,|\Z)")
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+"""Of a device's name."""
+
 _SPLIT = Pattern(r"/(?=virtio-[a-z0-9-]+(?:,|\Z))")
 _RUNNING = Pattern(r"[a-z0-9]+@[0-9]+/")
 _SIZE = Pattern(r"([0-9]{1,12})([KMGT]?)(?:i?B)?")
@@ -72,7 +76,7 @@ def parse(text: str) -> QemuAddress:
     rest = text.removeprefix(PREFIX)
     if not rest:
         _bad(text, "names no device", seen=text, expected=_SYNTAX)
-    if _DEVICE.match(rest):
+    if _is_device(rest):
         return QemuAddress(text=text, machine="q35", device=rest)
     if _RUNNING.match(rest):
         _bad(
@@ -130,6 +134,11 @@ def parse(text: str) -> QemuAddress:
         binary=values.get("binary"),
         file=_file(text, device, values.get("file")),
     )
+
+
+def _is_device(text: str) -> bool:
+    name = text.partition(",")[0]
+    return name.startswith("virtio-") and name != "virtio-" and _LETTERS.issuperset(name)
 
 
 def _bad(text: str, why: str, *, seen: str, expected: str, remedy: str | None = None) -> NoReturn:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
 
 from uvirtio.backends.capability_list import capabilities
-from uvirtio.backends.qemu.qtest import MemoryRegisters, Qtest
+from uvirtio.backends.qemu.qtest import PostedRegisters, Qtest
 from uvirtio.interfaces.memory import Registers, Step
 from uvirtio.memory.access import WidthRegisters, exchange, read_field, write_field
 from uvirtio.spec import pci as spec
+from uvirtio.typed import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from typing import Final
 
 _CONFIG_ADDRESS: Final = 0xCF8
 _CONFIG_DATA: Final = 0xCFC
@@ -122,9 +125,8 @@ def _fixed_part(image: bytes, at: int, kind: int) -> int:
     if kind != spec.CapId.VENDOR:
         return 2  # id and link
     cfg_type = image[at + spec.CAP_CFG_TYPE]
-    if cfg_type == spec.CfgType.PCI_CFG:
-        return spec.CAP_BAR  # the driver writes the rest (4.1.4.9)
-    return spec.CAP_SIZES.get(cfg_type, spec.CAP_BAR)
+    # The BAR, offset and length of PCI_CFG are the driver's alone to write (4.1.4.9); its data is not among these.
+    return spec.CAP_SIZE if cfg_type == spec.CfgType.PCI_CFG else spec.CAP_SIZES.get(cfg_type, spec.CAP_BAR)
 
 
 def config_space(qtest: Qtest, ecam: int | None, devfn: int, bus: int = 0) -> ConfigSpace:
@@ -138,4 +140,4 @@ def config_space(qtest: Qtest, ecam: int | None, devfn: int, bus: int = 0) -> Co
     """
     if ecam is None:
         return ConfigSpace(ConfigPorts(qtest, devfn))
-    return ConfigSpace(MemoryRegisters(qtest, ecam + (bus << 20 | devfn << 12), spec.EXPRESS_CONFIG_SIZE))
+    return ConfigSpace(PostedRegisters(qtest, ecam + (bus << 20 | devfn << 12), spec.EXPRESS_CONFIG_SIZE))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import _socket  # of CPython; the module socket takes three times as long to import
 import select
-import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import ClassVar, NoReturn
 
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout
 from uvirtio.interfaces.values import RESPONSE_LEAST
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import ClassVar, NoReturn
 
 
 class Connection:
@@ -22,7 +25,9 @@ class Connection:
     no_answer: ClassVar[str]
     """What is said of a QEMU that does not send it."""
 
-    def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, connection: _socket.socket, *, timeout: float, why: Callable[[], str] | None = None
+    ) -> None:
         """Take over a connected socket.
 
         Args:
@@ -51,7 +56,7 @@ class Connection:
             return
         self._closed = True
         try:
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(_socket.SHUT_RDWR)
         except OSError:
             pass
         with self._lock:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
 from uvirtio.backends.qemu.memory import QemuDma
@@ -15,8 +13,11 @@ from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import pci as spec
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any, Literal
+
     from uvirtio.backends.qemu.vtd import TranslatedDma
     from uvirtio.memory.window import FileWindow
 
@@ -254,6 +255,8 @@ class QemuPciFunction(OtherSideOf):
         command = self.config.read16(spec.CFG_COMMAND)
         command = command | spec.Command.MASTER if on else command & ~spec.Command.MASTER
         self.config.write16(spec.CFG_COMMAND, command)
+        if on:
+            self.machine.qtest.settle()  # a kick does not go the same way, and could come first
         self._master = on
 
     @property

@@ -15,10 +15,10 @@ import os
 import select
 import time
 from _socket import SCM_RIGHTS, SOL_SOCKET, socketpair  # of CPython; the module socket takes long to import
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
+from uvirtio.backends.resources import Resources
 from uvirtio.errors import Closed, DeviceGone, Misuse, QemuFailed
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from uvirtio.backends.qemu.pci import PciAccess
@@ -46,7 +46,7 @@ class Bells:
     def __init__(self) -> None:
         self._calls: list[int] = []
         self._kicks: list[int] = []
-        with ExitStack() as undo:  # where there are too few descriptors
+        with Resources() as undo:  # where there are too few descriptors
             self.inherited, self._server = socketpair()
             undo.callback(self.inherited.close)
             undo.callback(self._server.close)
@@ -63,7 +63,7 @@ class Bells:
             self._tell(-1, self._shared)
             for fd in self._calls:
                 self._tell(_OUR_PEER, fd)
-            undo.pop_all()
+            undo.keep()
         self._free_calls = list(range(VECTORS - 2, -1, -1))
         self._free_kicks = list(range(VECTORS - 1, -1, -1))
         self._pci: PciAccess | None = None
@@ -151,6 +151,7 @@ class Bells:
             return None
         vector = self._free_kicks.pop()
         self._pci.msix_set(vector, address, value)
+        self._pci.qtest.settle()  # a kick does not go the way of the entry, and could come first
         return EventfdDoorbell(self, vector, self._kicks[vector], value, process)
 
     def _one_more_kick(self) -> bool:

@@ -9,9 +9,6 @@ from __future__ import annotations
 import os
 from _socket import socketpair  # of CPython; the module socket takes longer to import than all else here
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 from uvirtio.backends.qemu import address as addresses
 from uvirtio.backends.qemu.ivshmem import VECTORS, Bells
@@ -26,9 +23,11 @@ from uvirtio.backends.qemu.process import (
     target_of,
 )
 from uvirtio.backends.qemu.supply import Supply, images_of
+from uvirtio.backends.resources import Resources
 from uvirtio.errors import BadAddress, NotSupported
 from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from uvirtio.backends.qemu.memory import GuestMemory
@@ -97,7 +96,7 @@ class Launch:
         self._to_leave_in_order = binary is not None or any(image is not None for image in images)
         self.has_iommu = iommu != "none"
         # Closed in reverse: first the sockets, then QEMU, then what it used.
-        self.resources = ExitStack()
+        self.resources = Resources()
         own = self.resources.callback
         try:
             with limits.told(f"the machine {machine} cannot be started"):
@@ -113,10 +112,11 @@ class Launch:
     def _start(self, ram: int, legacy: bool | None, qmp_path: str | None, arguments: Sequence[str]) -> None:
         own = self.resources.callback
         self._ram, self._ram_file = ram, ram_file(ram)
+        self._memory: GuestMemory | None = None
         own(self._close_memory)
         self.bells = Bells()
         own(self.bells.close)
-        with ExitStack() as inherited:
+        with Resources() as inherited:
             firmware = halt_firmware()
             inherited.callback(os.close, firmware)
             self.qtest, qtest_far = socketpair()
@@ -149,16 +149,16 @@ class Launch:
             )
             own(self.process.close)
 
-    @cached_property
-    def memory(self) -> GuestMemory:
-        """Guest memory."""
+    def map_memory(self) -> GuestMemory:
+        """Map guest memory, which ends with this object; called once."""
         from uvirtio.backends.qemu.memory import GuestMemory  # here: QEMU starts without
 
-        return GuestMemory(self._ram, self.model.ram, fd=self._ram_file)
+        self._memory = GuestMemory(self._ram, self.model.ram, fd=self._ram_file)
+        return self._memory
 
     def _close_memory(self) -> None:
-        if "memory" in self.__dict__:
-            self.memory.close()
+        if self._memory is not None:
+            self._memory.close()
         else:
             os.close(self._ram_file)
 

@@ -7,8 +7,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from socket import socket
-from typing import TYPE_CHECKING, Any, Self
 
 from uvirtio.backends.qemu import address as addresses
 from uvirtio.backends.qemu.function import QemuPciFunction
@@ -35,8 +33,11 @@ from uvirtio.errors import (
 from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 from uvirtio.memory.forks import StaysHere, check_process
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any, Self
+
     from uvirtio.backends.qemu import ports
     from uvirtio.backends.qemu.hotplug import Sockets
     from uvirtio.backends.qemu.mmio import QemuMmioWindow
@@ -115,7 +116,7 @@ class Machine(StaysHere):
         self.name, self._owner = launch.name, os.getpid()
         self.model = launch.model
         self.timeout = launch.timeout
-        self.memory = launch.memory
+        self.memory = launch.map_memory()
         self.bells = launch.bells
         self.process = launch.process
         self._program = launch.program
@@ -141,9 +142,9 @@ class Machine(StaysHere):
 
     def _connect(self, launch: Launch) -> None:
         own = self._resources.callback
-        self.qmp_client = Qmp(socket(fileno=launch.qmp.detach()), timeout=self.timeout, why=self.process.autopsy)
+        self.qmp_client = Qmp(launch.qmp, timeout=self.timeout, why=self.process.autopsy)
         own(self.qmp_client.close)
-        self.qtest = Qtest(socket(fileno=launch.qtest.detach()), timeout=self.timeout, why=self.process.autopsy)
+        self.qtest = Qtest(launch.qtest, timeout=self.timeout, why=self.process.autopsy)
         own(self.qtest.close)
         try:
             asked: list[tuple[str, dict[str, Any]]] = [("query-target", {}), ("qom-list", {"path": _UNATTACHED})]
@@ -301,6 +302,7 @@ class Machine(StaysHere):
         """
         self._check()
         self.process.disposable = False  # it may give QEMU an image whose format has to be finished
+        self.qtest.settle()  # what a driver wrote comes before what the host does
         return self.qmp_client.execute(command, **arguments)
 
     def qmp_events(self, name: str, timeout: float = 0.0) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from uvirtio.backends.pages import GuestBlock
 from uvirtio.backends.qemu.models import Q35, Ram
@@ -19,6 +18,10 @@ from uvirtio.backends.qemu.process import ram_file
 from uvirtio.errors import BadSize, Closed, OperationFailed, QemuFailed
 from uvirtio.host import limits
 from uvirtio.host.pages import CPU_PAGE
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 FIRST = 16 << 20
 _MARK: Final = b"\xa5\x5a\x3c\xc3"

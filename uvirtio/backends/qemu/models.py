@@ -7,7 +7,7 @@ it with what QEMU reports.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from uvirtio.typed import NamedTuple
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from uvirtio.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from uvirtio.backends.qemu.ivshmem import Bells
     from uvirtio.backends.qemu.memory import GuestMemory
     from uvirtio.backends.qemu.peer import Peer

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
 
 from uvirtio.backends.capability_list import capabilities
 from uvirtio.backends.pci_function import bar_of
@@ -18,6 +17,7 @@ from uvirtio.errors import CapabilityError, Misuse, OperationFailed
 from uvirtio.interfaces.memory import Registers, Step
 from uvirtio.memory.access import exchange, read_field
 from uvirtio.spec import pci as spec
+from uvirtio.typed import NamedTuple, Protocol
 
 _ALL_ONES = 0xFFFFFFFF
 _GRAIN = 4096  # what PCI recommends for memory BARs (PCI 3.0, 6.2.5.1)
@@ -324,7 +324,7 @@ class PciAccess:
         return bar.address + offset + vector * spec.MSIX_ENTRY_SIZE
 
     def msix_set(self, vector: int, address: int, data: int) -> None:
-        """Program one entry of the MSI-X table, masked while it changes, and unmask it.
+        """Program one entry of the MSI-X table, masked while it changes, and unmask it; posted.
 
         Args:
             vector: The entry.
@@ -337,15 +337,14 @@ class PciAccess:
         """
         self._check()
         entry = self._entry(vector)
-        self.qtest.write_many(
-            4,
+        self.qtest.post(
             [
-                (entry + 12, spec.MSIX_ENTRY_MASKED),
-                (entry, address & 0xFFFFFFFF),
-                (entry + 4, address >> 32),
-                (entry + 8, data),
-                (entry + 12, 0),
-            ],
+                (entry + 12, 4, spec.MSIX_ENTRY_MASKED),
+                (entry, 4, address & 0xFFFFFFFF),
+                (entry + 4, 4, address >> 32),
+                (entry + 8, 4, data),
+                (entry + 12, 4, 0),
+            ]
         )
 
     def msix_mask(self, vector: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from _socket import socketpair  # of CPython; the module socket takes long to import
-from typing import Final
 
 from uvirtio.errors import OperationFailed
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 _PATIENCE: Final = 1.0
 """Seconds for bytes to be taken."""

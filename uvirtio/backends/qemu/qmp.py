@@ -6,22 +6,25 @@ command carries an id; a response to a command that was interrupted is recognise
 
 from __future__ import annotations
 
+import _socket
 import json
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from uvirtio.backends.qemu.connection import Connection
 from uvirtio.errors import DeviceGone, DeviceTimeout, QemuFailed
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    Answer = Callable[[], Any]
+    """Waits for the response to one command and returns its result; QemuFailed if QEMU refused it."""
 
 _GREETING = 2.0
 """Seconds that a QEMU has for its greeting at most: it sends that at once, to the one client that it serves."""
-
-Answer = Callable[[], Any]
-"""Waits for the response to one command and returns its result; QemuFailed if QEMU refused it."""
 
 _EVENTS_KEPT = 1000
 _LONGEST_LINE = 16 << 20
@@ -40,7 +43,9 @@ class Qmp(Connection):
     owed = "an answer to every command"
     no_answer = "does not answer on QMP"
 
-    def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, connection: _socket.socket, *, timeout: float, why: Callable[[], str] | None = None
+    ) -> None:
         """Take over a connected socket; parameters as for ``Connection``."""
         super().__init__(connection, timeout=timeout, why=why)
         self._received = bytearray()
@@ -223,9 +228,10 @@ class Qmp(Connection):
         try:
             self._socket.settimeout(max(0.001, deadline - time.monotonic()))
             if fds:
-                sent = socket.send_fds(self._socket, [data], [*fds], socket.MSG_NOSIGNAL)
+                rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(fd.to_bytes(4, "little") for fd in fds))
+                sent = self._socket.sendmsg([data], [rights], _socket.MSG_NOSIGNAL)
                 data = data[sent:]
-            self._socket.sendall(data, socket.MSG_NOSIGNAL)
+            self._socket.sendall(data, _socket.MSG_NOSIGNAL)
         except TimeoutError:
             self._silent("does not read QMP commands")
         except OSError as error:
@@ -294,7 +300,7 @@ def connect(path: str, timeout: float) -> Qmp:
     Raises:
         QemuFailed: There is no such socket, or what is behind it does not speak QMP, or not with this process.
     """
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         made.settimeout(timeout)
         made.connect(path)

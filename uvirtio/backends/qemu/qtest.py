@@ -7,20 +7,23 @@ time, also before the response to the command that caused them; they are recorde
 
 from __future__ import annotations
 
-import re
-import socket
+import _socket
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from uvirtio.backends.qemu.connection import Connection
 from uvirtio.errors import Misuse, QemuFailed
+from uvirtio.host.pattern import Pattern
 from uvirtio.interfaces.memory import Step
 from uvirtio.memory.access import WidthRegisters
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _VERBS = {1: "b", 2: "w", 4: "l"}
-_QOM_PATH = re.compile(r"[a-z0-9_/\[\]-]{1,200}")
+_QOM_PATH = Pattern(r"[a-z0-9_/\[\]-]{1,200}")
 _BATCH = 64
 """Commands sent before responses are read: QEMU blocks when its responses are not read, so keep it small."""
 
@@ -66,19 +69,24 @@ class Qtest(Connection):
     owed = "an answer to every qtest command"
     no_answer = "does not answer"
 
-    def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, connection: _socket.socket, *, timeout: float, why: Callable[[], str] | None = None
+    ) -> None:
         """Take over a connected socket; parameters as for ``Connection``."""
         super().__init__(connection, timeout=timeout, why=why)
         self._received = b""
         self._piece = bytearray(4096)
         self._lines: dict[int, IrqLine] = {}
         self._unsure = False
+        self._owed: list[str] = []
+        """The writes that were posted and whose acknowledgements have not been taken."""
+
         self._syncs = 0
         # The kernel's own time-outs: a Python time-out would cost a poll() before every send and receive.
         connection.settimeout(None)
         seconds = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000) or 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, seconds)
+        connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, seconds)
 
     # --- accesses ---
 
@@ -98,9 +106,33 @@ class Qtest(Connection):
         """Write an I/O port, ``width`` bytes."""
         self._ask(f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n")
 
-    def write_many(self, width: int, writes: Sequence[tuple[int, int]]) -> None:
-        """Write (address, value) pairs of ``width`` bytes each in their order, without waiting for each."""
-        self.exchange([(at, width, value) for at, value in writes])
+    def post(self, writes: Sequence[tuple[int, int, int]]) -> None:
+        """Make writes in their order without waiting for them, as PCI posts them: each later access comes after.
+
+        What QEMU says of them is taken together with its next answer, so a refusal is raised there.
+
+        Args:
+            writes: Address, width and value of each.
+        """
+        lines = [
+            f"write{_VERBS[width]} {_checked(at, 64):#x} {_checked(value, 8 * width):#x}\n"
+            for at, width, value in writes
+        ]
+        with self._lock:
+            self._ready()
+            if len(self._owed) + len(lines) > _BATCH:
+                self._take_owed()
+            self._send("".join(lines))
+            self._owed += lines
+            self._unsure = False
+
+    def settle(self) -> None:
+        """Wait until QEMU has made the writes that were posted."""
+        with self._lock:
+            if self._owed and not self._closed:
+                self._ready()
+                self._take_owed()
+                self._unsure = False
 
     def exchange(self, steps: Sequence[Step], *, ports: bool = False) -> list[int]:
         """Make several accesses in their order, sent at once: one round trip.
@@ -171,7 +203,7 @@ class Qtest(Connection):
                 self._synchronise()
             for _ in range(_MOST_DRAINED):
                 try:
-                    count = self._socket.recv_into(self._piece, 0, socket.MSG_DONTWAIT)
+                    count = self._socket.recv_into(self._piece, 0, _socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -181,7 +213,9 @@ class Qtest(Connection):
                 self._received += self._piece[:count]
             while (line := self._next_line()) is not None:
                 if not self._take_irq(line):
-                    self._nonsense(line)
+                    if not self._owed:
+                        self._nonsense(line)
+                    self._acknowledged(line)
 
     # --- the protocol ---
 
@@ -190,6 +224,7 @@ class Qtest(Connection):
         with self._lock:
             self._ready()
             self._send(line)
+            self._take_owed()
             answer = self._answer()
             self._unsure = False
         return answer[3:] if answer.startswith(b"OK") else self._refused(line, answer)
@@ -199,12 +234,24 @@ class Qtest(Connection):
         with self._lock:
             self._ready()
             self._send("".join(lines))
+            self._take_owed()
             answers = [self._answer() for _ in lines]
             self._unsure = False
         return [
             answer[3:] if answer.startswith(b"OK") else self._refused(line, answer)
             for line, answer in zip(lines, answers, strict=True)
         ]
+
+    def _take_owed(self) -> None:
+        """Take what QEMU says of the writes that were posted."""
+        while self._owed:
+            self._acknowledged(self._answer())
+
+    def _acknowledged(self, answer: bytes) -> None:
+        line = self._owed.pop(0)
+        if not answer.startswith(b"OK"):
+            self._unsure = True  # other answers are on their way
+            self._refused(line, answer)
 
     def _ready(self) -> None:
         """Prepare to send a command.
@@ -222,6 +269,7 @@ class Qtest(Connection):
 
     def _synchronise(self) -> None:
         """Skip responses to interrupted commands: the refusal of an unknown command quotes its name."""
+        self._owed.clear()
         self._syncs += 1
         name = f"uvirtio-sync-{self._syncs}"
         self._send(name + "\n")
@@ -233,7 +281,7 @@ class Qtest(Connection):
 
     def _send(self, text: str) -> None:
         try:
-            self._socket.sendall(text.encode("ascii"), socket.MSG_NOSIGNAL)
+            self._socket.sendall(text.encode("ascii"), _socket.MSG_NOSIGNAL)
         except BlockingIOError:
             self._silent("does not read commands")
         except OSError as error:
@@ -326,6 +374,21 @@ class MemoryRegisters(WidthRegisters):
     def read_all(self, length: int) -> bytes:
         """Read the first bytes of the window, up to 1024."""
         return self._qtest.read_bytes(self._place(0, 1), length)
+
+
+class PostedRegisters(MemoryRegisters):
+    """The same whose writes are not waited for: configuration space, where a later access shows what they did."""
+
+    def _write(self, place: int, width: int, value: int) -> None:
+        self._qtest.post([(place, width, value)])
+
+    def exchange(self, steps: Sequence[Step]) -> list[int]:
+        """Make several accesses in one round trip, or in none where all are writes; see ``Exchanges``."""
+        writes = [(self._place(at, width), width, value) for at, width, value in steps if value is not None]
+        if len(writes) < len(steps):
+            return super().exchange(steps)
+        self._qtest.post(writes)
+        return []
 
 
 class PortRegisters(WidthRegisters):

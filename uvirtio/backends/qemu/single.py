@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from uvirtio.backends.qemu import address as addresses
 from uvirtio.backends.qemu.launch import Launch
 from uvirtio.backends.qemu.models import is_mmio
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from uvirtio.backends.qemu.machine import QemuFunction
 
 
 def open_address(
-    address: str, timeout: float = DEFAULT_TIMEOUT, meanwhile: Callable[[str], None] | None = None
+    address: str, timeout: float = DEFAULT_TIMEOUT, meanwhile: Callable[[str, str], None] | None = None
 ) -> QemuFunction:
     """Start the machine of a ``qemu:`` address; it ends when the function is closed.
 
     Args:
         address: The address.
         timeout: Seconds that QEMU has for its start, and for each response.
-        meanwhile: Called with the device's bus, ``pci`` or ``mmio``, while QEMU starts.
+        meanwhile: Called while QEMU starts with the device's bus, ``pci`` or ``mmio``, and its type as its name
+            has it, such as ``rng``.
 
     Raises:
         BadAddress: The address is malformed.
@@ -46,7 +47,8 @@ def open_address(
         from uvirtio.backends.qemu.machine import take_over
 
         if meanwhile is not None:
-            meanwhile("mmio" if is_mmio(parsed.device) else "pci")
+            kind = parsed.device.partition(",")[0].split("-")[1]
+            meanwhile("mmio" if is_mmio(parsed.device) else "pci", kind)
     except BaseException:
         launch.close()
         raise

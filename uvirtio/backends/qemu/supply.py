@@ -10,15 +10,16 @@ import os
 import stat
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uvirtio.backends.qemu.models import is_mmio
 from uvirtio.backends.qemu.peer import Peer
 from uvirtio.errors import NotSupported, UsageError
 from uvirtio.host.pattern import Pattern
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from uvirtio.memory.window import FileWindow
 
@@ -109,12 +110,13 @@ def part_of(device: str, ident: str, image: Image | None = None, *, elsewhere: s
         UsageError: The device has no use for the image.
     """
     name, options = take_apart(device)
+    needs_disk = lacks_disk(device)
     if "id" not in options:
         device += f",id={ident}"
     part = Part(ident, device)
     if name.startswith("virtio-scsi") and image is None and f"bus={ident}." in elsewhere:
         pass
-    elif lacks_disk(device):
+    elif needs_disk:
         # Another name where it is not ours: diagnostics resize what was supplied, and nothing else.
         part.disk, part.image = f"{ident}-{'disk' if image is None else 'image'}", image
         part.size = DISK_SIZE if image is None else 0
@@ -345,8 +347,9 @@ def _no_image(path: Path, seen: str, expected: str, remedy: str = "name a raw di
 def take_apart(device: str) -> tuple[str, dict[str, str]]:
     """Split a ``-device`` argument into the driver's name and the options; ``,,`` is a comma in a value."""
     name = device.partition(",")[0]
-    options = {key: value.replace(",,", ",") for key, value in _OPTION.findall(device[len(name) :])}
-    return name, options
+    given = device[len(name) :]
+    found = _OPTION.findall(given) if given else ()  # the expression is compiled where it is needed
+    return name, {key: value.replace(",,", ",") for key, value in found}
 
 
 def memory_of(files: Mapping[str, int], ident: str, address: str) -> FileWindow:

@@ -17,11 +17,11 @@ import resource
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from uvirtio.backends.owned_blocks import OwnedBlocks
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
     LinearBlock,
     Memory,
-    OwnedBlocks,
     PagedBlock,
     advise,
     ordinary,

@@ -14,7 +14,7 @@ from uvirtio.conform.verdict import Outcome
 from uvirtio.interfaces.memory import Block, DmaSpace, Registers
 from uvirtio.spec import mmio, ring
 from uvirtio.spec.status import describe
-from uvirtio.transports.doorbells import QueueNotifyDoorbell
+from uvirtio.transports.mmio_doorbell import QueueNotifyDoorbell
 from uvirtio.virtqueue.base import RingOptions, allocate_queue
 from uvirtio.virtqueue.region import Part
 from uvirtio.virtqueue.split import SplitQueue

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
-from typing import ClassVar
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
 from uvirtio.drivers.base import Driver, runs, settle, transact
 from uvirtio.drivers.rng.health import MOST, RUN, WINDOW, Health
 from uvirtio.errors import ProtocolError, RngUnhealthy, UsageError
 from uvirtio.spec import rng as spec
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 _BUFFER = 4096
 _EMPTY_ANSWERS = 16
