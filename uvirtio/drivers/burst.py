@@ -101,8 +101,9 @@ class BaseBurst:
 
     def content(self, slot: int) -> bytes:
         """Return a copy of the data of a slot: what was read, once its request is complete."""
+        data = self._data
         try:
-            return self._data[slot].tobytes()
+            return data[slot].tobytes()
         except ValueError:
             self._check_open()
             raise
