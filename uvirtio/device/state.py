@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from math import inf
 from types import TracebackType
 
@@ -70,8 +70,8 @@ class Session:
         device = self._device
         if not device._made_here[0]:
             device.check_owner()  # before the lock: in a forked child its holder may not exist
-        self._acquire()
         try:
+            self._acquire()
             if (device.closing or device._broken is not None) and not device.leaving:
                 device._check_usable()
             if self._driver and device._used_by is not self:
@@ -80,7 +80,8 @@ class Session:
                     f"the {name} driver of {device.address} is closed: the device was stopped or started again"
                 )
         except BaseException:
-            self._release()
+            with suppress(RuntimeError):  # a signal handler raised while it was waited for
+                self._release()
             raise
 
     def __exit__(
@@ -110,10 +111,15 @@ class _Timed:
     def __enter__(self) -> None:
         device = self._device
         self._session.__enter__()
-        self._before = before = device._limit
-        if before is None or self._ends < before[0]:
-            device._limit = [self._ends, self._seconds]
-        self._hurried = device._hurry(device._left())
+        try:
+            self._before = before = device._limit
+            if before is None or self._ends < before[0]:
+                device._limit = [self._ends, self._seconds]
+            self._hurried = device._hurry(device._left())
+        except BaseException:  # of a signal handler: what is left here would end each later call
+            device._limit = getattr(self, "_before", device._limit)
+            self._session.__exit__(None, None, None)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None

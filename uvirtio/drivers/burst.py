@@ -101,12 +101,26 @@ class BaseBurst:
 
     def content(self, slot: int) -> bytes:
         """Return a copy of the data of a slot: what was read, once its request is complete."""
-        return self._data[slot].tobytes()
+        data = self._data
+        try:
+            return data[slot].tobytes()
+        except ValueError:
+            self._check_open()
+            raise
 
     def contents(self, slots: Iterable[int]) -> list[bytes]:
         """Return copies of the data of several slots, in their order."""
         data = self._data
-        return [data[slot].tobytes() for slot in slots]
+        try:
+            return [data[slot].tobytes() for slot in slots]
+        except ValueError:
+            self._check_open()
+            raise
+
+    def _check_open(self) -> None:
+        """Raise Closed where the driver was closed: its memory, and the views of it, are gone."""
+        with self._session:
+            pass
 
     def fill(self, slot: int, data: bytes | bytearray | memoryview) -> None:
         """Set the data of a write, before its slot is posted.
@@ -121,6 +135,7 @@ class BaseBurst:
         """
         if len(data) != self._size:
             raise BadSize("this does not fill the slot", seen=len(data), expected=f"{self._size} bytes")
+        self._check_open()
         self._slots.check([slot])
         self._data[slot][:] = data
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import linecache
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType
@@ -17,6 +18,7 @@ import pytest
 
 from tests.unit.device.test_polling import LONG_US, WORDS, Late, posted, started
 from uvirtio import opening
+from uvirtio.device.state import DeviceState, Session, _Timed
 from uvirtio.device.waiting import WaitLoop
 from uvirtio.drivers import requests
 from uvirtio.drivers.blk import Blk
@@ -263,6 +265,35 @@ def test_no_slot_and_no_request_is_lost_wherever_it_is_interrupted(kind: str, ho
             if not came():
                 break
         assert line > 20, "it came at none of the lines"
+    found.assert_left()
+
+
+def test_no_lock_and_no_deadline_is_left() -> None:
+    """Where a call begins: one that is left holds up each thread for ever, and the other ends each later call."""
+    found = ScriptedDevice(Disk())
+    with opening.identify(found.address, found, timeout=2) as device, Blk(device) as disk:
+        for line in itertools.count(1):
+            with ended_at(line, [Session.__enter__, _Timed.__enter__, DeviceState._left]) as came:
+                try:
+                    disk.read(0, 1, timeout=1)
+                except CtrlC:
+                    assert came()
+            if not came():
+                break
+            assert device._limit is None, f"after line {line}"
+            free: list[bool] = []
+
+            def take(free: list[bool] = free) -> None:
+                free.append(device._lock.acquire(timeout=0.2))
+                if free[0]:
+                    device._lock.release()
+
+            thread = threading.Thread(target=take)
+            thread.start()
+            thread.join()
+            assert free == [True], f"after line {line}"
+        assert line > 10, "it came at none of the lines"
+        assert disk.read(0, 1)
     found.assert_left()
 
 

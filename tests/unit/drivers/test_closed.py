@@ -124,3 +124,27 @@ def test_a_closed_driver_says_so(kind: type[Driver], name: str, again: bool) -> 
         if other is not None:
             assert device.state == "DRIVER_OK"
             other.close()
+
+
+@pytest.mark.parametrize("kind", ["blk", "scsi"])
+def test_a_burst_of_a_closed_driver_says_so(kind: str) -> None:
+    """Also what only copies: the views of its memory were released."""
+    model, keywords = MAKE[uvirtio.Blk if kind == "blk" else uvirtio.Scsi]
+    with uvirtio.open(scripted.ScriptedDevice(model())) as device:
+        if kind == "blk":
+            burst: Any = uvirtio.Blk(device, **keywords).burst(1, depth=4, write=True)
+        else:
+            burst = uvirtio.Scsi(device, **keywords).burst(REQUEST.lun, 1, depth=4, write=True)
+        burst.fill(0, bytes(512))
+        assert burst.contents([0]) == [burst.content(0)]
+        device.stop()
+        for call in (
+            lambda: burst.content(0),
+            lambda: burst.contents([0]),
+            lambda: burst.fill(0, bytes(512)),
+            lambda: burst.post(burst.slots[:1], [0]),
+            burst.take,
+            burst.wait,
+        ):
+            with pytest.raises(Closed):
+                call()
