@@ -42,7 +42,6 @@ _NEXT_SHIFT = 48
 # The 16-bit words of an area: flags, idx, then the ring.
 _FLAGS = ring.RING_FLAGS // 2
 _IDX = ring.RING_IDX // 2
-_RING = ring.RING_ENTRIES // 2
 
 
 _Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int, tuple[int, ...] | None]
@@ -75,6 +74,7 @@ class SplitQueue(VirtqueueBase):
         "_heads",
         "_held",
         "_mask",
+        "_ring",
         "_used",
         "_used_event",
     )
@@ -97,10 +97,11 @@ class SplitQueue(VirtqueueBase):
         """By head: the chain that its descriptors, or its table, have been written for and still hold."""
 
         self._avail = watched(driver, 0, words16(driver.view, 0, 3 + size))
+        self._ring = watched(driver, ring.RING_ENTRIES, words16(driver.view, ring.RING_ENTRIES, size))
         self._used = watched(device, 0, words16(device.view, 0, 3 + 4 * size))
         entries = words32(device.view, ring.RING_ENTRIES, 2 * size)
         self._elements = watched(device, ring.RING_ENTRIES, entries)
-        self._views += [self._avail, self._used, self._elements]
+        self._views += [self._avail, self._ring, self._used, self._elements]
         # 2.7.10.1: used.flags starts at 0; so does everything else, whatever the block held before.
         for word in (_FLAGS, _IDX, self._used_event):
             self._avail[word] = 0
@@ -137,14 +138,15 @@ class SplitQueue(VirtqueueBase):
         if self._shut:
             self.refuse()
         free: Any = self._free  # a list, wherever something is held
-        held = self._held[head := free[-1]] if free else None
+        held = self._held[free[-1]] if free else None
         if held is not None and held[0] is readable and held[1] is writable:
             # The chain for which these descriptors were written. They came back together, the head on top: if one
             # had been taken since, the head would have been too, and this would be forgotten.
             room, chain = held[2], held[3]
             if chain is None:
-                del free[-1]
+                head = free.pop()
             else:
+                head = chain[-1]
                 del free[-len(chain) :]
         elif len(readable) + len(writable) == 1:
             # The most frequent chain, so without a loop, and without a call.
@@ -162,18 +164,18 @@ class SplitQueue(VirtqueueBase):
             head = free.pop() if not self._in_order else free.popleft()
             self._desc[2 * head] = address
             self._desc[2 * head + 1] = word
-            if type(writable) is tuple and type(readable) is tuple and not self._in_order:
-                self._held[head] = readable, writable, room, chain  # as long as it is these objects
+            if self._in_order:
+                self._heads[self._laid & self._mask] = head
+            elif type(writable) is tuple and type(readable) is tuple:  # as long as it is these objects
+                self._held[head] = readable, writable, room, chain
             elif held is not None:
                 self._held[head] = None
         else:
             head, room, chain = self._write(readable, writable)
         laid = self._laid
         self._out[head] = (cookie, room, chain, laid)
-        if self._in_order:
-            self._heads[laid & self._mask] = head
         # Not visible yet: the device reads no further than avail.idx.
-        self._avail[_RING + (laid & self._mask)] = head
+        self._ring[laid & self._mask] = head
         self._laid = laid + 1
 
     def add_all(self, chains: list[Any]) -> None:
@@ -184,7 +186,7 @@ class SplitQueue(VirtqueueBase):
         if self._shut:
             self.refuse()
         free: Any = self._free  # a list, wherever something is held
-        held, out, avail, mask = self._held, self._out, self._avail, self._mask
+        held, out, places, mask = self._held, self._out, self._ring, self._mask
         before = laid = self._laid
         try:
             for readable, writable, cookie in chains:
@@ -200,7 +202,7 @@ class SplitQueue(VirtqueueBase):
                 else:
                     del free[-len(chain) :]
                 out[head] = (cookie, now[2], chain, laid)
-                avail[_RING + (laid & mask)] = head
+                places[laid & mask] = head
                 self._laid = laid = laid + 1
         finally:
             del chains[: self._laid - before]
@@ -230,7 +232,9 @@ class SplitQueue(VirtqueueBase):
                 held[number] = None
             self._fill_chain(taken, readable, writable)
             head, chain = taken[0], taken[::-1]
-        if type(readable) is tuple and type(writable) is tuple and not self._in_order:
+        if self._in_order:
+            self._heads[self._laid & self._mask] = head
+        elif type(readable) is tuple and type(writable) is tuple:
             held[head] = readable, writable, room, chain
         return head, room, chain
 
