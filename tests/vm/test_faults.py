@@ -182,8 +182,21 @@ def freeze(pid: int) -> None:
         top.rmdir()
 
 
+def fall_asleep(_pid: int) -> None:
+    """With all of the machine, by the kernel's own suspend up to where all processes are frozen (pm_test).
+
+    Further it may not go here: this machine has its own programs over 9p, whose driver cannot be suspended.
+    """
+    level, state = Path("/sys/power/pm_test"), Path("/sys/power/state")
+    level.write_text("freezer")
+    try:
+        state.write_text("freeze")  # returns when the machine is awake: 5 s later (pm_test_delay)
+    finally:
+        level.write_text("none")
+
+
 @pytest.mark.fault(99)
-@pytest.mark.parametrize("hold_up", [stop, freeze])
+@pytest.mark.parametrize("hold_up", [stop, freeze, fall_asleep])
 def test_a_driver_that_is_frozen_goes_on_where_it_was(
     bound: Take,  # noqa: F811
     hold_up: Callable[[int], None],
