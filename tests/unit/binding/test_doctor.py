@@ -116,6 +116,7 @@ def test_a_machine_with_nothing(tmp_path: Path) -> None:
     assert made["ways"].verdict == "fail" and "qemu-system-x86" in made["ways"].remedy
     assert made["iommu"].verdict == made["vfio-pci"].verdict == made["qemu"].verdict == "warn"
     assert "intel_iommu=on" in made["iommu"].remedy
+    assert (made["kernel"].verdict, made["kernel"].detail) == ("warn", "unknown, without a /sys")
 
 
 @pytest.mark.fault(94)
@@ -162,8 +163,28 @@ def test_a_uio_driver_that_is_missing_is_told_with_and_without_an_iommu(fake: Fa
         assert uio.remedy.startswith("only needed without an IOMMU: ")
 
 
+def test_windows_and_what_reaches_them(fake: FakeSys) -> None:
+    fake.mmio("LNRO0005:00")
+    made = run(fake)["devmem"]
+    assert made.detail == f"no {fake.roots.dev / 'mem'}" and "CONFIG_DEVMEM" in made.remedy
+    (fake.roots.dev / "mem").touch()
+    made = run(fake)["devmem"]
+    assert (made.verdict, made.remedy) == ("pass", "") and "1 windows, which no driver has" in made.detail
+    fake.mmio("LNRO0005:01", "rng")
+    made = run(fake)["devmem"]
+    assert made.verdict == "pass" and "reaches 1 of 2 windows" in made.detail
+    assert made.remedy == "uvirtio bind LNRO0005:01 --group"
+    fake.text(fake.sys / "kernel/security/lockdown", "none [integrity] confidentiality\n")
+    made = run(fake)["devmem"]
+    assert made.verdict == "warn" and "lockdown (integrity)" in made.detail
+
+
 def test_character_devices_of_vfio(fake: FakeSys) -> None:
     assert run(fake)["vfio-cdev"].verdict == "skip"
+    (fake.roots.dev / "iommu").touch()  # whatever an index of modules would say: it is there, and no function's node
+    made = run(fake)["vfio-cdev"]
+    assert made.verdict == "pass" and "bind shows" in made.detail
+    (fake.roots.dev / "iommu").unlink()
     fake.text(fake.top / "lib/modules/6.1.0-test/modules.dep", "kernel/drivers/iommu/iommufd/iommufd.ko.xz:\n")
     assert run(fake)["vfio-cdev"].verdict == "pass"
     (fake.roots.dev / "vfio/devices").mkdir()
