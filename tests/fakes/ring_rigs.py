@@ -152,7 +152,7 @@ class Spy:
 
 
 VIEWS = {
-    "split": ("_desc", "_avail", "_used", "_elements", "_table_words"),
+    "split": ("_desc", "_avail", "_ring", "_used", "_elements", "_table_words"),
     "packed": ("_desc", "_flags", "_halves", "_mine", "_theirs", "_table_words"),
 }
 

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -123,6 +124,22 @@ def test_a_qemu_that_answers_again_is_used_again() -> None:
             except DeviceTimeout:
                 assert time.monotonic() < deadline
         with machine.open(0) as device, uvirtio.Rng(device) as rng:
+            assert len(rng.read(8)) == 8
+
+
+@pytest.mark.fault(18, level="K")
+def test_a_reset_that_takes_long_is_waited_for() -> None:
+    with Machine(devices=["virtio-rng-pci"]) as machine, machine.open(0, timeout=PATIENCE) as device:
+        with uvirtio.Rng(device) as rng:
+            assert len(rng.read(8)) == 8
+            os.kill(machine.pid, signal.SIGSTOP)
+            goes_on = threading.Timer(GIVEN, os.kill, (machine.pid, signal.SIGCONT))
+            began = time.monotonic()
+            goes_on.start()
+        assert time.monotonic() - began >= GIVEN and device.broken is None  # the driver left by a reset
+        assert device.transport.status() == 0
+        goes_on.join()
+        with uvirtio.Rng(device) as rng:
             assert len(rng.read(8)) == 8
 
 

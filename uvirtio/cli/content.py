@@ -184,6 +184,22 @@ def into_file(name: str, pieces: Iterable[bytes]) -> None:
             file.write(piece)
 
 
+def document_into(name: str, data: bytes) -> None:
+    """Write a document to a file, as a whole or not at all.
+
+    Args:
+        name: The file, which is replaced.
+        data: The document.
+
+    Raises:
+        OperationFailed: The file cannot be written.
+    """
+    from uvirtio.host.whole import write_whole
+
+    with _failing(name, "written"):
+        write_whole(name, data, 0o666)
+
+
 def dump(pieces: Iterable[bytes], base: int = 0) -> Iterator[str]:
     """Lines as of ``hexdump -C``: offset, sixteen bytes, and these as ASCII; ``*`` for rows like the one above."""
     offset, above, skipped = base, b"", False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from uvirtio.evidence import checker, lspci, record, umockdev
 from uvirtio.evidence.record import Record
 from uvirtio.evidence.text import bad, place
 from uvirtio.host import addresses
+from uvirtio.host.whole import write_whole
 from uvirtio.report import documents
 from uvirtio.report.documents import Script
 from uvirtio.spec import pci
@@ -256,11 +256,7 @@ def write(name: str, text: str) -> None:
         OperationFailed: The file cannot be written.
     """
     try:
-        fd = os.open(Path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123
-            if Path(name).is_file():
-                os.fchmod(fd, 0o600)
-            file.write(text)
+        write_whole(name, text.encode(), 0o600)
     except OSError as error:
         raise OperationFailed(
             f"{name} cannot be written", seen=error.strerror, expected="a file that can be written"

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
-from uvirtio.errors import UsageError
+from uvirtio.errors import RingCorruption, UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import words16, words32
 from uvirtio.spec import ring
@@ -42,15 +42,11 @@ _NEXT_SHIFT = 48
 # The 16-bit words of an area: flags, idx, then the ring.
 _FLAGS = ring.RING_FLAGS // 2
 _IDX = ring.RING_IDX // 2
-_RING = ring.RING_ENTRIES // 2
 
 
-_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int, tuple[int, ...], int]
-"""A chain, how many bytes the device may write of it, and its descriptors.
-
-The descriptors are as they go back to the free ones, the head last. Where a table has it there are none, but the
-second word of the descriptor that names the table.
-"""
+_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int, tuple[int, ...] | None]
+"""A chain, how many bytes the device may write of it, and its descriptors as they go back to the free ones, the
+head last; None: the head alone."""
 
 
 class SplitQueue(VirtqueueBase):
@@ -73,12 +69,12 @@ class SplitQueue(VirtqueueBase):
     __slots__ = (
         "_avail",
         "_avail_event",
-        "_direct",
         "_elements",
         "_free",
         "_heads",
         "_held",
         "_mask",
+        "_ring",
         "_used",
         "_used_event",
     )
@@ -98,16 +94,14 @@ class SplitQueue(VirtqueueBase):
         """With IN_ORDER: the head of each chain, by its number modulo the size."""
 
         self._held: list[_Held | None] = [None] * size
-        """What the indirect table of each head has, or the chain that it begins, as long as neither is changed."""
-
-        self._direct = False
-        """Whether ``_held`` has had chains without a table."""
+        """By head: the chain that its descriptors, or its table, have been written for and still hold."""
 
         self._avail = watched(driver, 0, words16(driver.view, 0, 3 + size))
+        self._ring = watched(driver, ring.RING_ENTRIES, words16(driver.view, ring.RING_ENTRIES, size))
         self._used = watched(device, 0, words16(device.view, 0, 3 + 4 * size))
         entries = words32(device.view, ring.RING_ENTRIES, 2 * size)
         self._elements = watched(device, ring.RING_ENTRIES, entries)
-        self._views += [self._avail, self._used, self._elements]
+        self._views += [self._avail, self._ring, self._used, self._elements]
         # 2.7.10.1: used.flags starts at 0; so does everything else, whatever the block held before.
         for word in (_FLAGS, _IDX, self._used_event):
             self._avail[word] = 0
@@ -143,12 +137,19 @@ class SplitQueue(VirtqueueBase):
         """Write one descriptor chain into the ring; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
-        free = self._free
-        desc = self._desc
-        count = len(readable) + len(writable)
-        chain: tuple[int, ...] | None = None  # the head alone
-        if count == 1:
-            # The most frequent chain, so without a loop.
+        free: Any = self._free  # a list, wherever something is held
+        held = self._held[free[-1]] if free else None
+        if held is not None and held[0] is readable and held[1] is writable:
+            # The chain for which these descriptors were written. They came back together, the head on top: if one
+            # had been taken since, the head would have been too, and this would be forgotten.
+            room, chain = held[2], held[3]
+            if chain is None:
+                head = free.pop()
+            else:
+                head = chain[-1]
+                del free[-len(chain) :]
+        elif len(readable) + len(writable) == 1:
+            # The most frequent chain, so without a loop, and without a call.
             if readable:
                 address, length = readable[0]
                 room, word = 0, length
@@ -159,49 +160,22 @@ class SplitQueue(VirtqueueBase):
                 measure(readable, writable, self.size)
             if not free:
                 raise self._full(1, 0)
-            head = free.pop() if not self._in_order else self._take()
-            if self._direct:
+            chain = None
+            head = free.pop() if not self._in_order else free.popleft()
+            self._desc[2 * head] = address
+            self._desc[2 * head + 1] = word
+            if self._in_order:
+                self._heads[self._laid & self._mask] = head
+            elif type(writable) is tuple and type(readable) is tuple:  # as long as it is these objects
+                self._held[head] = readable, writable, room, chain
+            elif held is not None:
                 self._held[head] = None
-            desc[2 * head] = address
-            desc[2 * head + 1] = word
         else:
-            held = self._held[free[-1]] if free and not self._in_order else None
-            if held is None or held[0] is not readable or held[1] is not writable:
-                held = None
-            if held is not None and not held[3]:
-                head, room = free.pop(), held[2]  # the chain for which this table was written
-                self._name_table(head, count)
-            elif held is not None and type(free) is list:
-                # The chain for which these descriptors were written. They came back together, the head on top: if
-                # one had been taken since, the head would have been too, and this would be forgotten.
-                room, chain = held[2], held[3]
-                head = chain[-1]
-                del free[-count:]
-            else:
-                room = measure(readable, writable, self.size)
-                if self._tables and count <= INDIRECT_ENTRIES:
-                    if not free:
-                        raise self._full(1, 0)
-                    head = self._take()
-                    self._fill_table(head, readable, writable, count)
-                    same = type(readable) is tuple and type(writable) is tuple  # as long as it is these objects
-                    self._name_table(head, count)
-                    self._held[head] = (
-                        (readable, writable, room, (), count * DESC_SIZE | _INDIRECT) if same else None
-                    )
-                else:
-                    if len(free) < count:
-                        raise self._full(count, len(free))
-                    taken = tuple([self._take() for _ in range(count)])
-                    self._fill_chain(taken, readable, writable)
-                    head, chain = taken[0], taken[::-1]
-                    self._keep(chain, readable, writable, room)
+            head, room, chain = self._write(readable, writable)
         laid = self._laid
         self._out[head] = (cookie, room, chain, laid)
-        if self._in_order:
-            self._heads[laid & self._mask] = head
         # Not visible yet: the device reads no further than avail.idx.
-        self._avail[_RING + (laid & self._mask)] = head
+        self._ring[laid & self._mask] = head
         self._laid = laid + 1
 
     def add_all(self, chains: list[Any]) -> None:
@@ -211,53 +185,63 @@ class SplitQueue(VirtqueueBase):
         """
         if self._shut:
             self.refuse()
-        free, held, out, avail, mask = self._free, self._held, self._out, self._avail, self._mask
-        desc, tables = self._desc, self._tables
+        free: Any = self._free  # a list, wherever something is held
+        held, out, places, mask = self._held, self._out, self._ring, self._mask
         before = laid = self._laid
         try:
             for readable, writable, cookie in chains:
-                now = held[free[-1]] if free else None
-                if now is None or now[0] is not readable or now[1] is not writable or type(free) is not list:
+                now = held[head := free[-1]] if free else None
+                if now is None or now[0] is not readable or now[1] is not writable:
                     self.add(readable, writable, cookie)
                     laid = self._laid
                     continue
                 chain = now[3]
-                count = len(chain)
                 # From here to the end nothing is called: no signal finds it half done.
-                if count:
-                    head = chain[-1]
-                    del free[-count:]
-                    out[head] = (cookie, now[2], chain, laid)
-                else:  # its table has it, and the head names that: as _name_table
-                    head = free[-1]
+                if chain is None:
                     del free[-1]
-                    desc[2 * head] = tables[head]
-                    desc[2 * head + 1] = now[4]
-                    out[head] = (cookie, now[2], None, laid)
-                avail[_RING + (laid & mask)] = head
+                else:
+                    del free[-len(chain) :]
+                out[head] = (cookie, now[2], chain, laid)
+                places[laid & mask] = head
                 self._laid = laid = laid + 1
         finally:
             del chains[: self._laid - before]
+
+    def _write(
+        self, readable: Sequence[SgEntry], writable: Sequence[SgEntry]
+    ) -> tuple[int, int, tuple[int, ...] | None]:
+        """Write a chain of several elements: its head, what the device may write of it, and its descriptors."""
+        free, held = self._free, self._held
+        count = len(readable) + len(writable)
+        chain: tuple[int, ...] | None = None  # the head alone
+        room = measure(readable, writable, self.size)
+        if self._tables and count <= INDIRECT_ENTRIES:
+            if not free:
+                raise self._full(1, 0)
+            head = self._take()
+            held[head] = None
+            self._fill_table(head, readable, writable, count)
+            # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
+            self._desc[2 * head] = self._tables[head]
+            self._desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
+        else:
+            if len(free) < count:
+                raise self._full(count, len(free))
+            taken = tuple([self._take() for _ in range(count)])
+            for number in taken:
+                held[number] = None
+            self._fill_chain(taken, readable, writable)
+            head, chain = taken[0], taken[::-1]
+        if self._in_order:
+            self._heads[self._laid & self._mask] = head
+        elif type(readable) is tuple and type(writable) is tuple:
+            held[head] = readable, writable, room, chain
+        return head, room, chain
 
     def _take(self) -> int:
         """Return a free descriptor; there must be one."""
         free = self._free
         return free.pop() if type(free) is list else free.popleft()  # type: ignore[union-attr]
-
-    def _keep(
-        self, chain: tuple[int, ...], readable: Sequence[SgEntry], writable: Sequence[SgEntry], room: int
-    ) -> None:
-        """Note which chain these descriptors hold now, so that it need not be written again."""
-        for number in chain:
-            self._held[number] = None
-        if type(readable) is tuple and type(writable) is tuple and not self._in_order:
-            self._held[chain[-1]] = (readable, writable, room, chain, 0)
-            self._direct = True
-
-    def _name_table(self, head: int, count: int) -> None:
-        # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
-        self._desc[2 * head] = self._tables[head]
-        self._desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
 
     def _fill_chain(
         self, chain: tuple[int, ...], readable: Sequence[SgEntry], writable: Sequence[SgEntry]
@@ -346,8 +330,6 @@ class SplitQueue(VirtqueueBase):
         if self._shut:
             self.refuse()
         done: list[Completion] = []
-        self._undelivered = done  # in case a later element is invalid
-        elements, out, free, mask = self._elements, self._out, self._free, self._mask
         while True:
             index = self._used[_IDX]
             number = self.reaped
@@ -356,6 +338,7 @@ class SplitQueue(VirtqueueBase):
                 return done
             published = self.published
             if count > published - number:
+                self._undelivered = done
                 self._bad_index(index)
             end = number + count
             if limit is not None and count > limit - len(done):
@@ -365,8 +348,10 @@ class SplitQueue(VirtqueueBase):
             if self._order is not None:
                 self._order()  # the index before the elements that it announces
             if self._in_order:
+                self._undelivered = done  # in case a later element is invalid
                 self._harvest_in_order(end, number + count, done)
             else:
+                elements, out, free, mask = self._elements, self._out, self._free, self._mask
                 # Each element is checked in full before it changes anything (2.7.8).
                 try:
                     while number != end:
@@ -386,6 +371,9 @@ class SplitQueue(VirtqueueBase):
                             free += chain  # the next one takes them in the same order
                         number += 1
                         done.append(make_tuple(Completion, (cookie, written)))
+                except RingCorruption:
+                    self._undelivered = done
+                    raise
                 finally:
                     self.reaped = number
             if not (self._event_idx and self._interrupts):

@@ -71,7 +71,9 @@ class SplitSlots(RingBooks):
         if self._loose is not None:
             self._go_loose(self._back)
             self._lay(at, self._back, b"")
-        elif first < self._steady or self._order[at : at + count] != slots:
+        elif first < self._steady or (
+            self._order[at : at + count] != slots if count > 1 else self._order[at] != slots[0]
+        ):
             self._lay(at, self._back, self._back_raw)
         self._back = NOTHING
         avail = ring._avail

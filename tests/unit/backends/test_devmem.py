@@ -245,6 +245,7 @@ def test_registers_are_not_cached(fake: FakeSys, monkeypatch):
     assert [flag & os.O_SYNC == os.O_SYNC and flag & os.O_CLOEXEC != 0 for flag in flags] == [True]
 
 
+@pytest.mark.fault(94)
 def test_no_dev_mem(fake: FakeSys):
     (fake.roots.dev / "mem").unlink()
     with pytest.raises(NotSupported, match="cannot be opened") as caught:
@@ -259,6 +260,7 @@ def failing(number: int):
     return fail
 
 
+@pytest.mark.fault(94)
 @pytest.mark.parametrize(
     ("mode", "words"),
     [
@@ -284,6 +286,7 @@ def test_a_closed_dev_mem_says_why(fake: FakeSys, mode: str | None, words: str, 
     assert words in (caught.value.remedy or "")
 
 
+@pytest.mark.fault(94)
 def test_a_page_that_a_driver_closes_names_the_siblings(fake: FakeSys, monkeypatch):
     for name in ("LNRO0005:01", "LNRO0005:02"):
         fake.attach(fake.sys / f"devices/platform/{name}", "virtio-mmio", bus="platform")
@@ -307,6 +310,7 @@ def test_a_window_that_was_taken_meanwhile_is_not_bound(fake: FakeSys, monkeypat
         open_device(fake)
 
 
+@pytest.mark.fault(94)
 @pytest.mark.parametrize("mode", [None, "none [confidentiality]"])
 def test_any_other_no_is_told_as_what_it_may_be(fake: FakeSys, mode: str | None, monkeypatch):
     if mode is not None:

@@ -114,6 +114,7 @@ def test_unknown_words_are_usage(fake: FakeSys) -> None:
         plan(found, fake.roots, driver="nvme")
 
 
+@pytest.mark.fault(94)
 def test_a_missing_module_is_found_before_anything(fake: FakeSys) -> None:
     for name in ("unbind", "bind"):
         (fake.sys / "bus/pci/drivers/vfio-pci" / name).unlink()

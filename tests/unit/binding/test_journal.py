@@ -105,6 +105,7 @@ def read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.fault(98)
 def test_a_read_only_file_system_is_an_error_of_the_environment(fake: FakeSys) -> None:
     entry = journal.new([DEVICE], fake.roots)
     journal.store(entry, fake.roots)

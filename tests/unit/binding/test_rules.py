@@ -736,7 +736,7 @@ def test_a_vdpa_disk_that_is_mounted_stays(fake: FakeSys) -> None:
     assert [f.evidence for f in found(fake, "mounted", "vdpa:vduse0")] == ["/dev/vda is mounted on /data"]
 
 
-@pytest.mark.fault("R16")
+@pytest.mark.fault(94, "R16")
 def test_a_container(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=7)
     fake.mountinfo(["20 1 0:20 / /sys ro,nosuid - sysfs sysfs ro"])

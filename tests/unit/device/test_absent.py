@@ -33,6 +33,7 @@ def _opened(kind: str) -> tuple[Any, Any]:
     return found, uvirtio.open(found, timeout=0.05)
 
 
+@pytest.mark.fault(10, 88)
 @pytest.mark.parametrize("kind", MAKE)
 def test_ones_in_the_status_alone_free_no_memory(kind: str) -> None:
     found, device = _opened(kind)
@@ -48,6 +49,7 @@ def test_ones_in_the_status_alone_free_no_memory(kind: str) -> None:
     assert found.closed
 
 
+@pytest.mark.fault(88)
 @pytest.mark.parametrize("kind", ["mmio", "pci"])
 def test_a_bring_up_that_ends_with_them_frees_none(kind: str) -> None:
     found, device = _opened(kind)
@@ -64,6 +66,7 @@ def test_a_bring_up_that_ends_with_them_frees_none(kind: str) -> None:
     assert found.memory.open_blocks()
 
 
+@pytest.mark.fault(88)
 @pytest.mark.parametrize("kind", MAKE)
 def test_a_device_that_is_gone_keeps_none(kind: str) -> None:
     found, device = _opened(kind)

@@ -15,7 +15,7 @@ from tests.unit.drivers.test_blk import driven, fill
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.blk.queues import RequestQueues
 from uvirtio.drivers.blk.request import Slot
-from uvirtio.errors import BadSize, BeyondEnd, Closed, DeviceBroken, NotSupported, UvirtioError
+from uvirtio.errors import BadSize, BeyondEnd, Closed, DeviceBroken, DeviceGone, NotSupported, UvirtioError
 from uvirtio.scripted import Disk, ScriptedDevice
 from uvirtio.trace import replayed
 
@@ -108,6 +108,22 @@ def test_on_a_device_that_is_left_or_broken_there_are_none(broken: bool):
         if not broken:
             with Blk(device), pytest.raises(Closed):
                 later(blk, 0)
+
+
+def test_a_device_that_is_gone_when_it_is_notified_of_the_eighth_is_broken():
+    scripted = ScriptedDevice(Disk())
+    with uvirtio.open(scripted) as device, Blk(device) as blk:
+        out = later(blk, *range(7))
+
+        def ring(_value: int) -> None:
+            raise DeviceGone("it was pulled out")
+
+        device.queues[0]._doorbell.ring = ring  # type: ignore[method-assign]
+        with pytest.raises(DeviceGone):
+            later(blk, 7)
+        assert isinstance(device.broken, DeviceGone) and not any(request.done for request in out)
+        with pytest.raises(DeviceGone, match="after an earlier error"):
+            later(blk, 8)
 
 
 def test_in_a_child_there_are_none():

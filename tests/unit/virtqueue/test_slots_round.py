@@ -36,6 +36,23 @@ def test_a_ring_that_goes_round_stays_right(kind: dict[str, Any], count: int):
         assert list(bench.slots.written) == [written] * count
 
 
+@fast_kind
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_place_that_had_another_slot_a_lap_ago_gets_this_one(kind: dict[str, Any], count: int):
+    """For laps the same slots go round; then others take their places, which still hold the first ones."""
+    bench = Bench(kind, 8, 4)
+    for first in (0, 2, 0):
+        slots = array("H", range(first, first + count))
+        back = slots
+        for _ in range(2 * 8 + 4):
+            bench.slots.submit(back)
+            chains = list(bench.rig.device.pop_all())
+            assert [bench.slot_of(chain) for chain in chains] == list(slots)
+            bench.finish(*chains)
+            back = bench.slots.reap()
+            assert back == slots
+
+
 @pytest.mark.spec("SPL-25", "SPL-26", "PKD-10", "PKD-15", "PKD-16", "PKD-24")
 @fast_kind
 def test_a_ring_that_goes_round_writes_what_is_not_there_yet(kind: dict[str, Any]):

@@ -135,7 +135,7 @@ def test_the_index_is_read_before_the_elements_and_never_the_descriptors():
     trace = traced(rig, weak=True)
     assert len(rig.queue.reap()) == 2
     assert trace[:2] == [("load", "_used", 1), ("fence", "order", 0)]
-    assert not [entry for entry in trace if entry[1] in ("_desc", "_avail", "_table_words")]
+    assert not [entry for entry in trace if entry[1] in ("_desc", "_avail", "_ring", "_table_words")]
     assert len([entry for entry in trace if entry[1] == "_elements"]) == 4, "each word of an element once"
 
 
@@ -323,3 +323,14 @@ def test_only_who_wants_the_next_interrupt_asks_for_it_and_looks_again(event_idx
     asked = event_idx and wanted
     assert rig.queue.took(1) == int(asked)
     assert ((rig.fences, rig.visible()) == before) is not asked
+
+
+def test_what_was_taken_before_an_invalid_index_is_not_lost():
+    """With EVENT_IDX it looks again: what it has taken by then is among what it gives up."""
+    rig = Rig(event_idx=True)
+    first, _ = rig.out("taken", "out")
+    rig.device.push(first, 0)
+    rig.on_fence = lambda: rig.device.write_used_idx(7)
+    with pytest.raises(RingCorruption):
+        rig.queue.reap()
+    assert rig.queue.abandon() == ["taken", "out"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from uvirtio.errors import OperationFailed, UsageError
+from uvirtio.host.whole import write_whole
 
 
 class _Shell(NamedTuple):
@@ -78,7 +79,7 @@ def install(shell: str) -> list[str]:
     path = _directory(known, shell) / known.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(str(path), text.encode(), 0o666)
     except OSError as error:
         raise OperationFailed(
             f"{path} cannot be written",

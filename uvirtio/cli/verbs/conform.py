@@ -297,15 +297,15 @@ def _conclude(
         code = (1 if changed else 0) if code != 4 else code
     try:
         if expect is not None and before is None:
-            content.into_file(expect, [expectations.text_of(report).encode()])
+            content.document_into(expect, expectations.text_of(report).encode())
         if junit is not None:
             from uvirtio.conform.junit import junit_xml
 
-            content.into_file(junit, [junit_xml(report)])
+            content.document_into(junit, junit_xml(report))
         if html is not None:
             from uvirtio.conform.page import page
 
-            content.into_file(html, [page(report).encode()])
+            content.document_into(html, page(report).encode())
     except OperationFailed as error:
         unwritten = error  # told after the results, which are not lost with the file
     if cmd.json:

@@ -132,7 +132,7 @@ def _diagnosed(
         if junit is not None:
             from uvirtio.diag.junit import junit_xml
 
-            content.into_file(junit, [junit_xml(report)])
+            content.document_into(junit, junit_xml(report))
         if html is not None and examiner is not None:
             from uvirtio.cli.verbs.report import write
 

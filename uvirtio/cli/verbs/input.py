@@ -375,7 +375,7 @@ def _sink(cmd: Command, file: str) -> Iterator[Callable[[list[str]], None]]:
     except FileExistsError as error:
         raise UsageError(f"{file} already exists", seen=file, expected="a new file") from error
     except OSError as error:
-        raise UsageError(f"{file} cannot be created", seen=error.strerror, expected="a new file") from error
+        raise OperationFailed(f"{file} cannot be written", seen=error.strerror, expected="a new file") from error
     opened = os.fdopen(number, "w", encoding="utf-8")
     try:
         yield lambda lines: _write(opened, file, lines)
