@@ -183,7 +183,7 @@ def test_windows_and_what_reaches_them(fake: FakeSys) -> None:
 
 def test_character_devices_of_vfio(fake: FakeSys) -> None:
     assert run(fake)["vfio-cdev"].verdict == "skip"
-    (fake.roots.dev / "iommu").touch()  # it is there, whatever an index of modules says; and no function has a node
+    (fake.roots.dev / "iommu").touch()  # there, whatever an index of modules says; no function has a node
     made = run(fake)["vfio-cdev"]
     assert made.verdict == "pass" and "bind shows" in made.detail
     (fake.roots.dev / "iommu").unlink()
