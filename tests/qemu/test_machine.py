@@ -413,6 +413,29 @@ def test_a_machine_that_is_closed_under_its_device_is_told_as_that() -> None:
             keyboard.read(timeout=30)
 
 
+@pytest.mark.fault(91)
+def test_a_forked_child_leaves_the_machine_alone() -> None:
+    """Neither its end nor its commands: the sockets are shared, and an answer to the child is one less here."""
+    with Machine(devices=["virtio-rng-pci"], timeout=20) as machine, machine.open() as device:
+        child = os.fork()
+        if not child:
+            refused = 0
+            try:
+                for use in (lambda: machine.qmp("query-status"), machine.open, lambda: machine.unplug(0)):
+                    try:
+                        use()
+                    except NotSupported:
+                        refused += 1
+                machine.close()
+                machine.process.close()
+            finally:
+                os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        assert machine.qmp("query-status")["running"]
+        with uvirtio.Rng(device) as rng:
+            assert len(rng.read(4)) == 4
+
+
 # --- the host's side ------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,8 @@ import pytest
 
 import uvirtio
 from uvirtio.binding import journal
-from uvirtio.cli.app import run
+from uvirtio.cli import plain
+from uvirtio.cli.app import _find, make_tree, run
 from uvirtio.cli.completion.table import GROUPS, HIDDEN, TOP, VERBS
 from uvirtio.device import QueueSpec
 from uvirtio.errors import EnvironmentLack, FeatureMissing, FeaturesRefused, UvirtioError
@@ -50,16 +51,29 @@ def texts(node: ast.expr) -> Iterator[str]:
             yield from texts(child)
 
 
+def told(node: ast.AST) -> Iterator[ast.expr]:
+    """The expressions of a remedy in a node: an argument of that name, the fourth of a check of doctor's, what is
+    kept under such a name, and what a function of such a name returns."""
+    if isinstance(node, ast.keyword) and node.arg == "remedy":
+        yield node.value
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Check":
+        yield from node.args[3:4]
+    elif isinstance(node, ast.Assign) and any("remedy" in ast.unparse(one).lower() for one in node.targets):
+        yield node.value
+    elif isinstance(node, ast.FunctionDef) and "remedy" in node.name:
+        yield from (one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value is not None)
+
+
 def remedies() -> Iterator[tuple[str, str]]:
     """Every remedy in the package that is written where an error is made, and the place of it."""
     for path in sorted(PACKAGE.rglob("*.py")):
         source = path.read_text(encoding="utf-8")
-        if "remedy" not in source:
+        if "remed" not in source.lower() and "Check(" not in source:
             continue
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.keyword) and node.arg == "remedy":
-                for text in texts(node.value):
-                    yield f"{path.relative_to(PACKAGE)}:{node.value.lineno}", text
+            for value in told(node):
+                for text in texts(value):
+                    yield f"{path.relative_to(PACKAGE)}:{value.lineno}", text
 
 
 EVERY = list(remedies())
@@ -88,6 +102,29 @@ def test_each_command_exists_and_takes_its_flags():
             verb = verb_of(words)
             flags = FLAG.findall(found[1].split(" or ")[0])
             if verb is None or set(flags) - set(VERBS[verb][2]):
+                wrong.append(f"{place}: {found[0]}")
+    assert not wrong
+
+
+VALUES = {"SIZE": "64M", "SECONDS": "5", "N": "5", "LUN": "0:0", "-": "DEV"}
+MENTIONED = {"bind --group", "diag"}
+"""Verbs that a remedy names and does not print to be typed."""
+
+
+def test_each_command_is_one_that_can_be_typed():
+    """Its words, up to the prose behind them, have all arguments of the verb, and values that the verb takes."""
+    wrong = []
+    for place, text in EVERY:
+        for found in COMMAND.finditer(text):
+            words = [VALUES.get(word, word) for word in found[1].split(" or ")[0].split()]
+            if words[0].startswith("--") or " ".join(words) in MENTIONED:
+                continue
+            verb = _find(make_tree(words[0]), words)
+            assert verb is not None, f"{place}: {found[0]}"
+            one, rest = verb
+            read = [count for count in range(len(rest) + 1) if plain.read(one, rest[:count]) is not None]
+            named = [count for count, word in enumerate(rest, 1) if word.startswith("-") or word.isupper()]
+            if not read or max(named, default=0) > max(read):
                 wrong.append(f"{place}: {found[0]}")
     assert not wrong
 

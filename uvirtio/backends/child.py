@@ -54,7 +54,7 @@ class ChildProcess:
             LimitReached: A limit of this process does not allow it.
             UvirtioError: The process cannot be started; ``not_started`` says which.
         """
-        self._binary = binary
+        self._binary, self._owner = binary, os.getpid()
         self._stderr = os.memfd_create("uvirtio-stderr", os.MFD_CLOEXEC)
         self._started = threading.Event()
         self._ended = threading.Event()
@@ -172,8 +172,8 @@ class ChildProcess:
         return "\n".join(causes) if causes or not lines else "only warnings: " + "\n".join(lines)
 
     def close(self) -> None:
-        """End the program: SIGTERM, and SIGKILL if that does not help. Idempotent."""
-        if self._closed:
+        """End the program: SIGTERM, and SIGKILL if that does not help. Idempotent; in a forked child nothing."""
+        if self._closed or os.getpid() != self._owner:
             return
         for number, patience in ((_SIGTERM, _TERMINATE_WAIT), (_SIGKILL, _KILL_WAIT))[self.disposable :]:
             with self._lock:

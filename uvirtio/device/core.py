@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -39,6 +38,7 @@ from uvirtio.host import limits
 from uvirtio.interfaces.backend import Ends
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
+from uvirtio.interfaces.values import TIMEOUT_MAX
 from uvirtio.memory.fence import full_fence, platform_fence
 from uvirtio.memory.quarantine import keep_for_ever, keep_no_longer
 from uvirtio.spec import features as f
@@ -428,7 +428,7 @@ class Device(DeviceState):
             UsageError: ``timeout`` is NaN or infinite.
         """
         limit = self._limit  # of this session: the accesses of this wait have its deadline already
-        if limit is not None or (timeout is not None and not 0.0 <= timeout < inf):
+        if limit is not None or (timeout is not None and not 0.0 <= timeout < TIMEOUT_MAX):
             timeout = self.seconds(timeout)
         own = limit is None and self._hurries is not None and timeout is not None and timeout < self.timeout
         if own or not self._made_here[0]:
@@ -512,11 +512,11 @@ class Device(DeviceState):
     def stop(self) -> None:
         """Stop the device and keep it open: give back, reset (2.4), bus master off, free memory. Idempotent.
 
-        Giving back has the device's time-out, in all (``Driver``), and the reset has it once more.
+        From any thread. Giving back has the device's time-out, in all (``Driver``), and the reset has it, too.
         """
         if self._closed or not self._ours():
             return
-        with self._lock, signals_held():
+        with self._alone(self._waiting.wake, self._waiting.quieten), signals_held():
             if self._closed:
                 return
             self.leaving = True
@@ -579,9 +579,10 @@ class Device(DeviceState):
         rings, self._rings = self._rings, []
         dma, self._dma = self._dma, None
         views, self._before_free = self._before_free, []
-        for release in views:
-            release()
-        _free(dma, rings, self.transport.release_queues)
+        with ExitStack() as stack:
+            stack.callback(_free, dma, rings, self.transport.release_queues)
+            for release in reversed(views):
+                stack.callback(release)
 
     def _release_kept(self) -> None:
         """Free what ``_quiet`` kept if the device's process has ended: then nothing writes there any more."""
@@ -606,6 +607,7 @@ class Device(DeviceState):
         with self._lock, signals_held():
             if self._closed:
                 return
+            self.closing = True  # a ``stop()`` of another thread may have ended with False
             try:
                 self.stop()
             finally:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from uvirtio.errors import Misuse
 from uvirtio.interfaces.memory import Doorbell
 from uvirtio.memory.clock import HostClock
+from uvirtio.memory.forks import StaysHere
 from uvirtio.virtqueue import Completion, SgEntry, Virtqueue
 from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
 
@@ -40,7 +41,7 @@ class QueueSpec(NamedTuple):
     """Whether the device owes each buffer back in time; False where it keeps them for what may come: events."""
 
 
-class Queue:
+class Queue(StaysHere):
     """A live virtqueue: the ring and its doorbell."""
 
     def __init__(

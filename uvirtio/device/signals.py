@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -19,14 +20,33 @@ def signals_held() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):
-            before[number] = signal.signal(number, lambda number, _frame: came.append(number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    held = {number: one for number, one in before.items() if one not in (signal.SIG_IGN, None)}
     try:
+        for number in held:
+            signal.signal(number, lambda number, _frame: came.append(number))
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)
+        # A handler that is back may raise before the others are; each must come back all the same.
+        try:
+            _give_back(held)
+        finally:
+            try:
+                _give_back(held)
+            finally:
+                _give_back(held)
+                _raise(came)
+
+
+def _give_back(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _raise(came: list[int]) -> None:
+    """Raise each of these signals, also where the handler of one before raises an exception."""
+    if came:
+        try:
+            signal.raise_signal(came[0])
+        finally:
+            _raise(came[1:])

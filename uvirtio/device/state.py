@@ -22,7 +22,6 @@ from uvirtio.errors import (
     DeviceFailure,
     DeviceGone,
     DeviceTimeout,
-    NotSupported,
     UsageError,
     UvirtioError,
 )
@@ -33,7 +32,7 @@ from uvirtio.interfaces.recording import Witnesses
 from uvirtio.interfaces.transport import Transport
 from uvirtio.interfaces.values import TIMEOUT_MAX
 from uvirtio.memory.clock import clock_of
-from uvirtio.memory.forks import made_here
+from uvirtio.memory.forks import StaysHere, check_process, made_here
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 
@@ -128,7 +127,20 @@ class _Timed:
                 device._hurries.hurry(self._hurried)
 
 
-class DeviceState:
+class _Queues(dict[int, Queue]):
+    """The live queues by index; what is not there was closed, or never asked for."""
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: DeviceState) -> None:
+        self._device = device
+
+    def __missing__(self, index: int) -> Queue:
+        there = ", ".join(map(str, self)) or "none: it is not started, or was stopped"
+        raise Closed(f"{self._device.address} has no queue {index} now", seen=index, expected=there)
+
+
+class DeviceState(StaysHere):
     """The part of a device that its methods share: what it is, what was negotiated, its sessions and errors."""
 
     def __init__(self, address: str, transport: Transport, options: OpenOptions | None = None) -> None:
@@ -163,7 +175,7 @@ class DeviceState:
         """Feature bits that only one of two readings offered at the last start."""
         self.wanted = 0
         """Feature bits that were asked for at the last start, offered or not."""
-        self.queues: dict[int, Queue] = {}
+        self.queues: dict[int, Queue] = _Queues(self)
         self.queues_left: tuple[QueueEvidence, ...] = ()
         """What the queues showed when the device was last left, before its reset; empty where it is recorded."""
         self._dma: DmaSpace | None = None
@@ -352,6 +364,25 @@ class DeviceState:
         return _Timed(driver or self._session, self, self.seconds(timeout))
 
     @contextmanager
+    def _alone(self, wake: Callable[[], None], quieten: Callable[[], None]) -> Iterator[None]:
+        """Hold the lock. A call of another thread that has it, and may wait without end, is ended as by ``close``.
+
+        Args:
+            wake: Ends the sleep of a wait.
+            quieten: Takes that back.
+        """
+        if not self._acquire(blocking=False):
+            self.closing = True
+            wake()
+            self._acquire()
+            self.closing = self._closed
+            quieten()
+        try:
+            yield
+        finally:
+            self._release_lock()
+
+    @contextmanager
     def _own_time(self) -> Iterator[None]:
         """Leave without the deadline of the call that ends in it: it may have passed, and a reset takes time."""
         limit, self._limit = self._limit, None
@@ -383,13 +414,8 @@ class DeviceState:
         Raises:
             NotSupported: Another one did: this is a forked child.
         """
-        if not self._made_here[0] and os.getpid() != self._owner_pid:
-            raise NotSupported(
-                f"{self.address} was opened by another process",
-                seen=f"pid {os.getpid()}",
-                expected=f"pid {self._owner_pid}",
-                remedy="open the device after the fork",
-            )
+        if not self._made_here[0]:
+            check_process(self.address, self._owner_pid)
 
     def _check_usable(self) -> None:
         if self._closed or self.closing:

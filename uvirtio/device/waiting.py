@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from math import inf
@@ -92,6 +93,8 @@ class WaitLoop:
         self._poll = PollWindow(poll)
         self._storm = InterruptStorm()
         self._interruption: BaseException | None = None
+        self._closed = False
+        self._waking = threading.RLock()  # reentrant: a signal handler may wake, too
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._listener = Listener(self._clock.epoll)
         self._done = 0  # chains that had come back at the last sleep: only an interrupt can be for nothing
@@ -108,8 +111,16 @@ class WaitLoop:
         self.wake()
 
     def wake(self) -> None:
-        """End the loop's sleep, from any thread."""
-        os.eventfd_write(self._wake, 1)
+        """End the loop's sleep, from any thread, also when another one has closed the loop."""
+        with self._waking:
+            if not self._closed:
+                os.eventfd_write(self._wake, 1)
+
+    def quieten(self) -> None:
+        """Take back ``wake``, which would end each later sleep, too."""
+        with self._waking, suppress(BlockingIOError):
+            if not self._closed:
+                os.eventfd_read(self._wake)
 
     def forget(self) -> None:
         """Stop listening to the device's events, before they are closed."""
@@ -119,7 +130,9 @@ class WaitLoop:
     def close(self) -> None:
         """Close the eventfd; nothing may wait any more."""
         self.forget()
-        os.close(self._wake)
+        with self._waking:
+            self._closed = True
+            os.close(self._wake)
 
     # --- the loop -------------------------------------------------------------------------------------------
 

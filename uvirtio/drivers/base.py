@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from operator import index
 from types import TracebackType
 from typing import ClassVar, Self
 
 from uvirtio.device import Device, Observer, Queue, QueueSpec, Session, unobserved
 from uvirtio.errors import NotVirtio
 from uvirtio.interfaces.memory import Block
+from uvirtio.memory.forks import StaysHere
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 from uvirtio.virtqueue import Completion, SgEntry
 
 
-class Driver:
+class Driver(StaysHere):
     """Base of the drivers: owns the started device, not the open one. ``close()`` resets it and keeps it open."""
 
     device_id: ClassVar[int]
@@ -137,6 +139,11 @@ class Driver:
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+
+def integer(value: int | None) -> int | None:
+    """Return an option as an integer, or None (``operator.index``: no fraction, and no integer that wraps)."""
+    return None if value is None else index(value)
 
 
 def runs(block: Block, offset: int, length: int) -> list[SgEntry]:

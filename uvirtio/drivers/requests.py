@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from operator import index as integer
 from typing import Any, Generic, Protocol, TypeVar
 
 from uvirtio.device import Queue
 from uvirtio.drivers.base import Driver
 from uvirtio.drivers.burst import BaseBurst
-from uvirtio.errors import Closed, QueueFull, UsageError, UvirtioError
+from uvirtio.errors import BadSize, Closed, QueueFull, UsageError, UvirtioError
+from uvirtio.interfaces.memory import DmaSpace
+from uvirtio.spec.page import VIRTIO_PAGE
 from uvirtio.virtqueue import Completion, SgEntry
 
 POLL = 200e-6
@@ -25,6 +28,10 @@ _LOOK = 256
 """Waits between two checks for configuration changes and removal, which the wait loop makes too."""
 
 
+REQUEST_SIZE_MAX = 64 << 20
+"""Bytes of data of one request, at most: no device here takes as many, and their memory costs seconds."""
+
+
 class SlottedQueue(Protocol):
     """A request queue and the slots of its requests."""
 
@@ -33,6 +40,21 @@ class SlottedQueue(Protocol):
     """Slots."""
     size: int
     """Bytes of data of one request, at most."""
+
+    @property
+    def slots(self) -> Sequence[Any]:
+        """All slots, free or not."""
+        ...
+
+    @property
+    def free(self) -> list[Any]:
+        """Those that no request has."""
+        ...
+
+    @property
+    def laid(self) -> Sequence[Any]:
+        """Chains that are not in the ring yet; the third of each is its slot."""
+        ...
 
     @property
     def out(self) -> int:
@@ -166,6 +188,16 @@ class BaseRequestQueues(Generic[Q, R]):
                 # The ring has too few free descriptors for the chain, though a slot was free.
                 self._await(lambda: self._gather() > 0, timeout, "one of the requests that are out")
 
+    def _unsent(self, slot: Any) -> None:
+        """Free the slot of a request that was not added. What a signal handler raises may come after it was.
+
+        Args:
+            slot: The slot; None: it was taken, at most.
+        """
+        if slot is not None and not any(one is slot for one in slot.requestq.queue.ring.cookies()):
+            slot.request = None
+        self.recover()
+
     def kick(self) -> None:
         """Notify the device of requests that were submitted without a kick.
 
@@ -281,9 +313,24 @@ class BaseRequestQueues(Generic[Q, R]):
 
         What is complete by then causes no interrupt any more (2.7.14, 2.8.22), and is reaped here.
         """
+        self.recover()
         with suppress(UvirtioError):  # the exception is what the caller learns
             self._listen()
             self.collect()
+
+    def recover(self) -> None:
+        """Put the books in order after an exception of a signal handler's, which may come between any two steps.
+
+        What is neither in the ring nor on its way there is free. If its request was not complete by then, it was
+        reaped, and not judged: that is done now, by its answer; the used length is lost.
+        """
+        for requestq in self._free:
+            out = {id(slot) for slot in requestq.queue.ring.cookies()} | {id(entry[2]) for entry in requestq.laid}
+            free = {id(slot) for slot in requestq.free}
+            for slot in requestq.slots:
+                if id(slot) not in out and id(slot) not in free and slot.request is not None:
+                    self._finish(requestq, [Completion(slot, slot.full)])
+            requestq.free[:] = [slot for slot in requestq.slots[::-1] if id(slot) not in out]
 
     def collect(self) -> int:
         """Reap complete requests, without waiting.
@@ -297,7 +344,13 @@ class BaseRequestQueues(Generic[Q, R]):
             Closed: The driver was closed.
         """
         self._live()
-        return self._gather()
+        try:
+            return self._gather()
+        except UvirtioError:
+            raise
+        except BaseException:
+            self.recover()
+            raise
 
     def _gather(self) -> int:
         """Do what ``collect`` does, in a session of the driver's, in which it is not closed."""
@@ -327,6 +380,7 @@ class RequestDriver(Driver):
     def _give_back(self, working: bool) -> None:
         """Wait for the requests in flight, if the device still works."""
         if working and self.in_flight:
+            self._requests.recover()
             self._requests.wait()
         for burst in self._bursts if working else ():
             burst.settle(self.device.timeout)
@@ -365,6 +419,65 @@ class RequestDriver(Driver):
         with self.session():
             self._requests._listen()
             self._requests.kick()
+
+
+def options(depth: int, request_size: int, queues: int, unit: int) -> tuple[int, int, int]:
+    """Return the options of a disk's driver as integers, for which its memory can be.
+
+    Args:
+        depth: Requests of one queue that can be in flight.
+        request_size: Bytes of data of one request, at most.
+        queues: Request queues.
+        unit: Of what ``request_size`` is a multiple, in bytes.
+
+    Raises:
+        UsageError: ``depth`` or ``queues`` is below 1.
+        BadSize: ``request_size`` is no multiple of ``unit``, or none that a request can have.
+    """
+    depth, request_size, queues = integer(depth), integer(request_size), integer(queues)
+    if depth < 1 or queues < 1:
+        raise UsageError(
+            "a disk needs a queue, and a queue a depth", seen=(queues, depth), expected="1 or more of each"
+        )
+    if not unit <= request_size <= REQUEST_SIZE_MAX or request_size % unit:
+        raise BadSize(
+            "no request carries so much",
+            seen=request_size,
+            expected=f"a multiple of {unit} bytes, at most {REQUEST_SIZE_MAX >> 20} MiB",
+        )
+    return depth, request_size, queues
+
+
+def burst_depth(queue: Queue, depth: int) -> int:
+    """Return the depth of a burst as an integer that its queue can have.
+
+    Raises:
+        UsageError: It is below 1.
+        QueueFull: The queue has fewer entries.
+    """
+    depth = integer(depth)
+    if depth < 1:
+        raise UsageError("a burst has requests in flight", seen=depth, expected="1 or more")
+    if depth > queue.ring.size:
+        raise QueueFull(
+            f"{queue.name} has too few descriptors for so many requests",
+            seen=f"{queue.ring.size} descriptors",
+            expected=f"{depth} or more",
+            remedy="a burst of a lower depth",
+        )
+    return depth
+
+
+def carried(dma: DmaSpace, elements: int, element: int) -> int:
+    """Return the bytes of data that so many elements of a chain carry, at most, unless by chance; whole pages.
+
+    Args:
+        dma: The memory of the device, which may come in short runs.
+        elements: Elements.
+        element: Bytes of one of them, at most.
+    """
+    most = elements * min(element, max(VIRTIO_PAGE, dma.contiguous_limit))
+    return -(-most // VIRTIO_PAGE) * VIRTIO_PAGE
 
 
 def first(runs: Sequence[SgEntry], length: int) -> list[SgEntry]:

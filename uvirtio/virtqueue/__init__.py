@@ -133,6 +133,10 @@ class Virtqueue(Protocol):
         """The numbers of the chains in flight, counted from the start, lowest first; not of fixed slots."""
         ...
 
+    def cookies(self) -> list[Any]:
+        """The cookies of the chains that were added and not reaped; not of fixed slots."""
+        ...
+
     def words(self) -> dict[str, int]:
         """Return the indices, flags and event words as they are now, by name; for people who look for a fault."""
         ...

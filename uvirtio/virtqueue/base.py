@@ -227,6 +227,10 @@ class VirtqueueBase:
         """The numbers of the chains in flight; see ``Virtqueue``."""
         return sorted(entry[3] for entry in self._out if entry is not None and entry[3] < self.published)
 
+    def cookies(self) -> list[Any]:
+        """The cookies of the chains that were added and not reaped; see ``Virtqueue``."""
+        return [entry[0] for entry in self._out if entry is not None]
+
     @property
     def broken(self) -> str | None:
         """Why the queue accepts no calls any more; None while it works."""

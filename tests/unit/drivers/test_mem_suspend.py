@@ -212,3 +212,22 @@ def test_follow_says_whether_it_holds_it_off(
     if script is not None:
         assert ended(holder(tmp_path))
     model.close()
+
+
+@pytest.mark.fault(91)
+def test_a_forked_child_releases_nothing(machine: Callable[..., Roots], tmp_path: Path) -> None:
+    roots = machine(GRANTS, wake_locks=True)
+    with SuspendLock("a test", roots=roots, timeout=PATIENCE) as lock:
+        assert len(lock.hold()) == 2
+        child = os.fork()
+        if not child:
+            try:
+                lock.release()
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert (roots.sys / "power/wake_unlock").read_text() == ""
+        assert len(lock.means) == 2
+        os.kill(holder(tmp_path), 0)
+    assert (roots.sys / "power/wake_unlock").read_text()
+    assert lock.means == []

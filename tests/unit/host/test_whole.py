@@ -101,3 +101,33 @@ def test_what_is_no_file_and_what_has_no_room_beside_it_is_written_in_place(tmp_
         assert longest.read_bytes() == text and mode_of(longest) == 0o600
     with pytest.raises(OSError, match=os.strerror(errno.EISDIR)):
         write_whole(str(tmp_path), b"", 0o600)
+
+
+def test_the_standard_output_is_not_replaced(tmp_path: Path) -> None:
+    """`(uvirtio dump DEV -o /dev/stdout; ...) > FILE`: the shell has the file open."""
+    with (tmp_path / "out").open("wb") as out:
+        write_whole(f"/proc/self/fd/{out.fileno()}", b"a document", 0o666)
+        assert os.fstat(out.fileno()).st_ino == (tmp_path / "out").stat().st_ino
+    assert (tmp_path / "out").read_bytes() == b"a document"
+
+
+def test_a_file_system_without_rights_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAT refuses to take rights of some away; what it shows to whom is the mount's."""
+
+    def refuses(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", refuses)
+    for text in (b"one", b"two"):
+        write_whole(str(tmp_path / "file"), text, 0o600)
+        assert (tmp_path / "file").read_bytes() == text
+
+
+@pytest.mark.unprivileged
+def test_a_file_that_is_protected_is_not_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"kept")
+    file.chmod(0o444)
+    with pytest.raises(PermissionError):
+        write_whole(str(file), b"other", 0o666)
+    assert file.read_bytes() == b"kept" and [*tmp_path.iterdir()] == [file]

@@ -34,6 +34,7 @@ from uvirtio.errors import (
 )
 from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+from uvirtio.memory.forks import StaysHere, check_process
 
 if TYPE_CHECKING:
     from uvirtio.backends.qemu import ports
@@ -47,7 +48,7 @@ _UNATTACHED = "/machine/unattached"
 """Where QEMU's object tree has what the board itself consists of."""
 
 
-class Machine:
+class Machine(StaysHere):
     """One QEMU with a parked CPU and several virtio devices, for tests and experiments; a context manager.
 
     It needs no privilege and no KVM. Each of its ``functions`` takes one driver at a time; several drivers may run
@@ -111,7 +112,7 @@ class Machine:
         self._take_over(launch)
 
     def _take_over(self, launch: Launch) -> None:
-        self.name = launch.name
+        self.name, self._owner = launch.name, os.getpid()
         self.model = launch.model
         self.timeout = launch.timeout
         self.memory = launch.memory
@@ -296,7 +297,9 @@ class Machine:
             DeviceGone: QEMU has ended.
             DeviceTimeout: QEMU does not respond within the machine's time-out.
             Closed: The machine is closed.
+            NotSupported: Another process started it: this is a forked child.
         """
+        self._check()
         self.process.disposable = False  # it may give QEMU an image whose format has to be finished
         return self.qmp_client.execute(command, **arguments)
 
@@ -314,6 +317,7 @@ class Machine:
             DeviceGone: QEMU has ended.
             Closed: The machine is closed.
         """
+        self._check()
         return self.qmp_client.events(name, timeout)
 
     # --- plugging and unplugging ------------------------------------------------------------------------------
@@ -409,12 +413,13 @@ class Machine:
         )
 
     def _check(self) -> None:
+        check_process(f"machine {self.name}", self._owner)
         if self._closing:
             raise Closed("this machine is closed")
 
     def close(self) -> None:
-        """End QEMU and free everything; idempotent, from any thread."""
-        if self._closing:
+        """End QEMU and free everything; idempotent, from any thread; in a forked child this does nothing."""
+        if self._closing or os.getpid() != self._owner:
             return
         self._closing = True
         self._resources.close()

@@ -19,11 +19,11 @@ from uvirtio.drivers.balloon.arena import Arena, allocate
 from uvirtio.drivers.balloon.follow import Follower, Progress, Shortage, Target
 from uvirtio.drivers.balloon.free_memory import FreeMemory, Pressure
 from uvirtio.drivers.balloon.hints import Hints
-from uvirtio.drivers.balloon.pages import PFN_END, Chunk, Pages
+from uvirtio.drivers.balloon.pages import Chunk, Pages, counted
 from uvirtio.drivers.balloon.queues import numbered
 from uvirtio.drivers.balloon.reporting import Reporting
 from uvirtio.drivers.balloon.stats import Collector, Source, StatsQueue
-from uvirtio.drivers.base import Driver, runs, settle
+from uvirtio.drivers.base import Driver, integer, runs, settle
 from uvirtio.errors import (
     BadSize,
     ConfigError,
@@ -117,6 +117,7 @@ class Balloon(Driver):
             ConfigError: PAGE_POISON is offered, but the configuration has no ``poison_val``.
             OperationFailed: The statistics could not be collected.
         """
+        poison, floor = integer(poison), integer(floor)
         if poison is not None and not 0 <= poison < 1 << 32:
             raise UsageError("a poison value has 32 bits", seen=poison, expected="0 to 2^32 - 1 (5.5.4)")
         if floor is not None and floor < 0:
@@ -268,7 +269,7 @@ class Balloon(Driver):
             PageMoved: A page changed its frame while it was sent.
             DeviceTimeout: The device did not acknowledge a chunk in time.
         """
-        pages = self._counted(pages)
+        pages = counted(pages)
         with self.session(timeout):
             self._settle()
             if not force:
@@ -359,7 +360,7 @@ class Balloon(Driver):
             Refused: The host still asks for the pages (rule host-target).
             DeviceTimeout: The device did not acknowledge a chunk in time.
         """
-        pages = self._counted(pages)
+        pages = counted(pages)
         with self.session(timeout):
             self._settle()
             if pages > self.held:
@@ -444,6 +445,7 @@ class Balloon(Driver):
             shortage: Called when there is no memory, with the reason and the seconds until the next attempt.
 
         Raises:
+            BadSize: ``limit`` is negative or exceeds 32 bits.
             PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
             DeviceTimeout: The device did not acknowledge a chunk in time.
         """
@@ -496,6 +498,7 @@ class Balloon(Driver):
             Refused: The floor would be crossed.
             MemlockExceeded, HugePagesLack, PagemapHidden, OperationFailed: There is not that much DMA memory.
         """
+        size = index(size)
         if size <= 0 or size % VIRTIO_PAGE:
             raise BadSize("an arena is made of whole pages", seen=size, expected="a multiple of 4096 bytes")
         names = (spec.FREE_PAGE_VQ_NAME, spec.REPORTING_VQ_NAME)
@@ -598,11 +601,6 @@ class Balloon(Driver):
         for which in (spec.INFLATEQ, spec.DEFLATEQ):
             settle(self.device, self.device.queues[which], timeout=self.device.seconds(None), note=_note)
         self._acknowledged()
-
-    def _counted(self, pages: int) -> int:
-        if not 0 <= pages < PFN_END:
-            raise BadSize("a number of pages is out of range", seen=pages, expected="0 to 2^32 - 1")
-        return index(pages)
 
     # --- closing --------------------------------------------------------------------------------------------
 

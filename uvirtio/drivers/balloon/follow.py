@@ -7,7 +7,7 @@ from typing import Protocol
 
 from uvirtio.device import Device
 from uvirtio.drivers.balloon.free_memory import Pressure
-from uvirtio.drivers.balloon.pages import CHUNK, Pages
+from uvirtio.drivers.balloon.pages import CHUNK, Pages, counted
 from uvirtio.interfaces.values import RESPONSE_LEAST
 from uvirtio.spec import features as f
 from uvirtio.spec.page import VIRTIO_PAGE
@@ -91,12 +91,15 @@ class Follower:
             limit: Pages that the balloon may hold at most; None: as many as the host wants.
             progress: Called after each chunk.
             shortage: Called when there is no memory.
+
+        Raises:
+            BadSize: ``limit`` is negative or exceeds 32 bits.
         """
         self._balloon = balloon
         self._device = balloon.device
         self._pages = pages
         self._pressure = pressure
-        self._limit = limit
+        self._limit = None if limit is None else counted(limit)
         self._progress = progress
         self._shortage = shortage
         self._each: float | None = None  # seconds for each batch

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from contextlib import suppress
+from operator import index
 
 from uvirtio.drivers.balloon.free_memory import FreeMemory
-from uvirtio.errors import NotSupported, PagemapHidden, PageMoved, Refused, UvirtioError
+from uvirtio.errors import BadSize, NotSupported, PagemapHidden, PageMoved, Refused, UvirtioError
 from uvirtio.host import privilege
 from uvirtio.host.pagemap import has_zero
 from uvirtio.interfaces.memory import Block, DmaSpace, PackedFrames
@@ -60,12 +61,12 @@ class Chunk:
         now = _packed(self.block)
         if now[first : self.held] == self.pfns[first : self.held]:
             return
-        for index in range(first, self.held):
-            if now[index] != self.pfns[index]:
+        for at in range(first, self.held):
+            if now[at] != self.pfns[at]:
                 raise PageMoved(
                     "a page of the balloon moved while the host was told about it",
-                    seen=f"page {index}: frame {now[index]:#x}",
-                    expected=f"frame {self.pfns[index]:#x}",
+                    seen=f"page {at}: frame {now[at]:#x}",
+                    expected=f"frame {self.pfns[at]:#x}",
                     remedy="the back end did not pin this memory; close the device and report this",
                 )
 
@@ -191,3 +192,15 @@ def _check(pfns: array[int]) -> None:
             expected="below 2^32 (5.5.6)",
             remedy="the balloon takes memory below 16 TiB only",
         )
+
+
+def counted(pages: int) -> int:
+    """Return a number of pages as an integer.
+
+    Raises:
+        BadSize: It is out of range.
+    """
+    pages = index(pages)
+    if not 0 <= pages < PFN_END:
+        raise BadSize("a number of pages is out of range", seen=pages, expected="0 to 2^32 - 1")
+    return pages

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from uvirtio.drivers.blk.disk import Disk
 from uvirtio.drivers.blk.request import NO_STATUS, RequestQueue, clipped
 from uvirtio.drivers.burst import POLL, BaseBurst
+from uvirtio.drivers.requests import REQUEST_SIZE_MAX, carried
 from uvirtio.errors import BadSize, ProtocolError
 from uvirtio.memory.access import words64
 from uvirtio.spec import blk as spec
@@ -52,11 +53,14 @@ class Burst(BaseBurst):
             MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
         """
         size, reads = sectors * SECTOR_SIZE, kind == spec.Request.IN
+        dma = disk.device.dma
+        most = min(REQUEST_SIZE_MAX, carried(dma, requestq.pieces_max, requestq.size_max))
+        if size > most:
+            raise _too_long(f"{size} bytes", f"at most {most} bytes")
         super().__init__(disk, requestq.queue, size=size, length=sectors, count=count, reads=reads)
         self.sectors = sectors
         """Sectors of each request."""
         self._disk, self._kind = disk, kind
-        dma = self._device.dma
         headers, data = dma.alloc(count * spec.HEADER_SIZE), dma.alloc(count * size)
         statuses = dma.alloc(max(count, _TABLE))
         chains: list[Chain] = []
@@ -65,12 +69,7 @@ class Burst(BaseBurst):
             status = statuses.segments(slot, spec.STATUS_SIZE)
             runs = clipped(data.segments(slot * size, size), size, requestq.size_max)
             if len(runs) > requestq.pieces_max:
-                raise BadSize(
-                    "this is more than the device accepts in one request",
-                    seen=f"{len(runs)} elements of data",
-                    expected=f"at most {requestq.pieces_max}",
-                    remedy="fewer sectors in a request",
-                )
+                raise _too_long(f"{len(runs)} elements of data", f"at most {requestq.pieces_max}")
             chains.append((header, [*runs, *status]) if reads else ([*header, *runs], status))
         self._lay(chains)
         assert count <= _TABLE  # as many slots as a queue has entries
@@ -200,3 +199,12 @@ class Burst(BaseBurst):
                     expected=f"{full} bytes",
                     remedy="use Blk.read(), which clears its buffers and does without the length",
                 )
+
+
+def _too_long(seen: str, expected: str) -> BadSize:
+    return BadSize(
+        "this is more than the device accepts in one request",
+        seen=seen,
+        expected=expected,
+        remedy="fewer sectors in a request",
+    )

@@ -16,7 +16,8 @@ from uvirtio.drivers.blk.disk import Disk
 from uvirtio.drivers.blk.queues import RequestQueues
 from uvirtio.drivers.blk.ranges import Range
 from uvirtio.drivers.blk.request import Request
-from uvirtio.errors import BadSize, NotSupported, UsageError
+from uvirtio.drivers.requests import burst_depth, options
+from uvirtio.errors import BadSize, NotSupported
 from uvirtio.spec import blk as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import SECTOR_SIZE
@@ -73,18 +74,11 @@ class Blk(Disk):
         Raises:
             NotVirtio: The device is of another type.
             UsageError: ``depth`` or ``queues`` is below 1.
-            BadSize: ``request_size`` is no multiple of 512, or 0.
+            BadSize: ``request_size`` is no multiple of 512, or not from 512 bytes to 64 MiB.
             ConfigError: The device's limits do not allow a request of one sector.
         """
-        if depth < 1 or queues < 1:
-            raise UsageError(
-                "a disk needs a queue, and a queue a depth", seen=(queues, depth), expected="1 or more of each"
-            )
-        if request_size < SECTOR_SIZE or request_size % SECTOR_SIZE:
-            raise BadSize(
-                "a request carries whole sectors", seen=request_size, expected=f"a multiple of {SECTOR_SIZE}"
-            )
-        self._wanted_depth, self._wanted_size, self._wanted_queues = depth, request_size, queues
+        wanted = options(depth, request_size, queues, SECTOR_SIZE)
+        self._wanted_depth, self._wanted_size, self._wanted_queues = wanted
         self._bursts: list[Burst] = []
         super().__init__(device, allow_write=allow_write, observe=observe)
 
@@ -310,7 +304,7 @@ class Blk(Disk):
         """
         self._need(f.Blk.CONFIG_WCE, "switch its write cache")
         with self.session(timeout):
-            self.device.write_config(configuration.FIELDS["writeback"], int(on))
+            self.device.write_config(configuration.FIELDS["writeback"], int(bool(on)))
             self._read_config()
             if not on:
                 self.flush(timeout=timeout)
@@ -455,7 +449,8 @@ class Blk(Disk):
         Raises:
             WriteRefused: Writes are not allowed, or the device is read-only.
             BadSize: ``sectors`` is below 1, or more than the device accepts in one request.
-            UsageError: Requests are in flight on the queue, there is no such queue, or none is left.
+            UsageError: Requests are in flight on the queue, there is no such queue, or none is left; or ``depth``
+                is below 1.
             QueueFull: The ring has too few descriptors for ``depth`` requests.
             MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
         """
@@ -467,7 +462,7 @@ class Blk(Disk):
                 raise BadSize("a request carries whole sectors", seen=sectors, expected="1 or more")
             requestq = self._requests.idle(queue)
             kind = spec.Request.OUT if write else spec.Request.IN
-            count = requestq.depth if depth is None else depth
+            count = requestq.depth if depth is None else burst_depth(requestq.queue, depth)
             made = Burst(self, requestq, kind, sectors=sectors, count=count)
             self._bursts.append(made)
             self._requests.remove(requestq)

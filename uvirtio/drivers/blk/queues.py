@@ -7,8 +7,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from uvirtio.drivers.blk.disk import Disk
-from uvirtio.drivers.blk.request import NO_STATUS, Request, RequestQueue, Slot, requested, write_header
-from uvirtio.drivers.requests import BaseRequestQueues
+from uvirtio.drivers.blk.request import (
+    NO_LIMIT,
+    NO_STATUS,
+    Request,
+    RequestQueue,
+    Slot,
+    requested,
+    write_header,
+)
+from uvirtio.drivers.requests import BaseRequestQueues, carried
 from uvirtio.errors import ProtocolError, QueueFull, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
@@ -42,7 +50,9 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         self._session = disk.session()
         made = []
         for _, queue in sorted(device.queues.items()):
-            requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), request_size)
+            pieces = min(queue.ring.size - 2, max(1, config.seg_max or queue.ring.size))
+            size = min(request_size, carried(device.dma, pieces, config.size_max or NO_LIMIT))
+            requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), size)
             requestq.stock(config.size_max, config.seg_max)
             made.append(requestq)
         super().__init__(disk, made)
@@ -85,17 +95,17 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             ProtocolError: A request that completed meanwhile has an invalid status.
             Closed: The driver was closed.
         """
-        free = self._free
-        if len(free) == 1 and queue is None and free[0].free:  # the session says that the driver is not closed
-            requestq = free[0]
-            slot = requestq.free.pop()
-        else:
-            slot = self._slot(queue, timeout)
-            requestq = slot.requestq
-        if self._silent and kick and not quiet:
-            self._listen()
-        live = requestq.queue
+        free, slot = self._free, None
         try:
+            if len(free) == 1 and queue is None and free[0].free:  # the session: the driver is not closed
+                requestq = free[0]
+                slot = requestq.free.pop()
+            else:
+                slot = self._slot(queue, timeout)
+                requestq = slot.requestq
+            if self._silent and kick and not quiet:
+                self._listen()
+            live = requestq.queue
             slot.prepare(kind, sector, data, room)
             slot.request = request = requested(self, kind, sector, sectors, live.index)
             requestq.lay()
@@ -105,7 +115,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 self._listen()
                 self._add(requestq, *slot.entry, timeout)
         except BaseException:
-            requestq.free.append(slot)
+            self._unsent(slot)
             raise
         if kick:
             live.kick()
@@ -247,8 +257,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 slot.request = request
                 live.add(*slot.entry)  # of the queue: a record watches it
             except BaseException:
-                if slot is not None:
-                    requestq.free.append(slot)
+                self._unsent(slot)
                 raise
             live.kick()
 
@@ -311,7 +320,6 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         good = 0
         for slot, written in done:
             request: Request = slot.request
-            slot.request = None
             answer = control[slot.status_at]
             if answer == _OK:
                 good += 1
@@ -324,7 +332,8 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 request.error = error = disk.refusal(request.type, request.sector, request.sectors, answer)
                 if isinstance(error, ProtocolError):
                     invalid = invalid or error
-            request.done = True
+            # Last, and without a call between: what was not finished is found by it (``recover``).
+            slot.request, request.done = None, True
             free.append(slot)
         disk.counts[Status.OK] += good
         return invalid

@@ -17,7 +17,8 @@ write_header = struct.Struct("<IIQB").pack_into
 """Writes a header, and the status behind it."""
 _CONTROL = 32  # bytes of each slot: the header, and the status apart from it
 _STATUS_AT = spec.HEADER_SIZE
-_NO_LIMIT = 0xFFFF_FFFF
+NO_LIMIT = 0xFFFF_FFFF
+"""Bytes of an element where the device tells no limit: what its length field holds."""
 NO_STATUS = 0xFF
 """Preset of the status byte before the device writes it; not a status of 5.2.6."""
 
@@ -215,10 +216,12 @@ class RequestQueue:
         self.data: Block = dma.alloc(depth * size)
         self.control_view, self.data_view = self.control.view, self.data.view
         self.index = queue.index
-        self.size_max = _NO_LIMIT
+        self.size_max = NO_LIMIT
         """Bytes of one element of data, at most."""
         self.pieces_max = queue.ring.size - 2  # beside header and status
         """Elements of data in one request, at most."""
+        self.slots: Sequence[Slot] = ()
+        """All slots, free or not."""
         self.free: list[Slot] = []
         self.quiet = 0
         """Requests that were submitted without a kick, modulo ``queues.TOGETHER``."""
@@ -244,7 +247,7 @@ class RequestQueue:
         Raises:
             ConfigError: Not even one sector fits.
         """
-        self.size_max = size_max or _NO_LIMIT
+        self.size_max = size_max or NO_LIMIT
         if seg_max is not None:
             self.pieces_max = min(self.pieces_max, max(1, seg_max))
         made = [Slot(self, number, self.size, self.size_max) for number in range(self.depth)]
@@ -256,7 +259,7 @@ class RequestQueue:
                 expected="512 bytes",
                 remedy="the device is at fault: size_max and seg_max are too small (5.2.4)",
             )
-        self.free = made[::-1]
+        self.slots, self.free = made, made[::-1]
         ring = self.queue.ring
         self.roomy = self.depth * max(ring.needs(slot.most) for slot in made) <= ring.size
 

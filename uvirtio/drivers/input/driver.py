@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
+from operator import index
 from typing import ClassVar
 
 from uvirtio.device import Device, Observer, Queue, QueueSpec, unobserved
@@ -106,9 +107,17 @@ class Input(Driver):
             The payload; empty where the device has none.
 
         Raises:
+            UsageError: A number does not fit its field.
             ConfigError: The configuration is too short.
             ConfigUnstable: It changes at every read.
         """
+        select, subsel, width = index(select), index(subsel), index(width)
+        if not (0 <= select < 1 << 8 and 0 <= subsel < 1 << 8 and width in (1, 2, 4)):
+            raise UsageError(
+                "a selection is two bytes, and a field has 1, 2 or 4",
+                seen=(select, subsel, width),
+                expected="numbers that fit (5.8.4)",
+            )
         with self.session():
             self.device.write_config(_CONFIG["select"], select)
             self.device.write_config(_CONFIG["subsel"], subsel)
@@ -392,7 +401,7 @@ class Input(Driver):
                     expected=", ".join(spec.code_name(spec.EV_LED, one) for one in sorted(here)) or "none at all",
                     remedy="Input.describe(), or uvirtio input info DEV, shows them",
                 )
-            return self.send(spec.EV_LED, code, int(on))
+            return self.send(spec.EV_LED, code, int(bool(on)))
 
     def send(self, event_type: int, code: int, value: int) -> bool:
         """Send a value to the device (EV_LED, EV_SND, ...) through the status queue. Never waits.
@@ -413,6 +422,7 @@ class Input(Driver):
             UsageError: A number does not fit.
             NotSupported: The device has no status queue.
         """
+        event_type, code, value = index(event_type), index(code), index(value)
         if not (0 <= event_type < 1 << 16 and 0 <= code < 1 << 16 and -(1 << 31) <= value < 1 << 31):
             raise UsageError(
                 "an event has 16 bits of type, 16 of code, 32 of value",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import index
 
 from uvirtio.errors import UsageError
 from uvirtio.spec import input as spec
@@ -73,6 +74,7 @@ class EventQueue:
         Raises:
             UsageError: ``limit`` is below 2.
         """
+        limit = index(limit)
         if limit < 2:
             raise UsageError("an event queue holds at least 2 events", seen=limit, expected="2 or more")
         self.limit = limit

@@ -16,7 +16,7 @@ from uvirtio.drivers.mem.config import MemConfig
 from uvirtio.drivers.mem.ranges import BlockRange, Ranges
 from uvirtio.drivers.mem.survey import AT_ONCE, pieces, survey
 from uvirtio.drivers.mem.suspend import SuspendLock
-from uvirtio.errors import BadSize, MemBusy, MemError, MemNack, ProtocolError
+from uvirtio.errors import BadSize, MemBusy, MemError, MemNack, ProtocolError, UsageError
 from uvirtio.interfaces.clock import Clock
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
@@ -73,11 +73,14 @@ class Mem(Driver):
 
         Raises:
             NotVirtio: The device is of another type.
+            UsageError: ``leftover`` is none of the two.
             ConfigError: The configuration is invalid (5.15.4.2).
             ProtocolError: STATE responses contradict each other.
             MemBusy, MemNack, MemError: With ``leftover="unplug"``, UNPLUG ALL did not succeed in time.
             DeviceTimeout: The device did not respond in time, or not to all requests.
         """
+        if leftover not in ("keep", "unplug"):
+            raise UsageError("there is no such choice", seen=repr(leftover), expected="'keep' or 'unplug'")
         self.suspend_lock = suspend_lock
         super().__init__(device, observe=observe)
         self.counts: dict[Response, int] = dict.fromkeys(Response, 0)
@@ -310,6 +313,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
+        request, addr, blocks = Request(request), index(addr), index(blocks)
         if not (0 <= addr < 1 << 64 and 0 <= blocks < 1 << 16):
             raise BadSize(
                 "a request has an address of 64 bits, and blocks of 16",

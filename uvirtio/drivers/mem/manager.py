@@ -17,7 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from operator import index
 
+from uvirtio.drivers.base import integer
 from uvirtio.drivers.mem.block_table import Use
 from uvirtio.drivers.mem.config import MemConfig
 from uvirtio.drivers.mem.driver import BUSY_FIRST, BUSY_LAST, Mem, jittered
@@ -151,8 +153,8 @@ class Manager:
         Raises:
             BadSize: Unit or step is no power of two, or the region has no whole one.
         """
-        block = mem.block_size
-        self.mem = mem
+        self.mem, block = mem, mem.block_size
+        unit, step = integer(unit), integer(step)
         for name, size in (("unit", unit), ("step", step)):
             if size is not None and (size < 1 or size & (size - 1)):
                 raise BadSize(f"the {name} is no power of two", seen=size, expected="a power of two, in bytes")
@@ -160,8 +162,7 @@ class Manager:
         self.step = max(step or block, block)
         if self.step > block or self.unit <= block:
             self.step = max(self.step, self.unit)
-        self.limit = limit
-        self.region = region
+        self.limit, self.region = integer(limit), region
         self.consumer = consumer or _Anywhere()
         self._step = self.step // block
         self._group = max(self.unit, self.step) // block
@@ -235,7 +236,7 @@ class Manager:
         Returns:
             The units, lowest first.
         """
-        made: list[HandOut] = []
+        made, count, near = list[HandOut](), integer(count), integer(near)
         try:
             for offset in list(self._free_units()):
                 if count is not None and len(made) >= count:
@@ -264,7 +265,7 @@ class Manager:
             NotPlugged: The unit is not plugged.
             InUse: It has an owner already.
         """
-        use = self.mem.block_table.claim(address - self.mem.addr, self.unit, owner)
+        use = self.mem.block_table.claim(index(address) - self.mem.addr, self.unit, owner)
         return HandOut(address, self.unit, owner, use)
 
     def give_back(self, one: HandOut) -> None:
@@ -287,9 +288,8 @@ class Manager:
             MemError: The device refused.
             OperationFailed: There is no other block that could be plugged.
         """
-        self._check_size(size)
         with self.mem.session(timeout):
-            self._plug_size(size)
+            self._plug_size(self._checked(size))
 
     def _plug_size(self, size: int) -> None:
         config = self.mem.config()
@@ -318,9 +318,8 @@ class Manager:
             MemBusy: The device was busy until ``timeout``.
             MemNack, MemError: The device refused.
         """
-        self._check_size(size)
         with self.mem.session(timeout):
-            self._unplug_size(size)
+            self._unplug_size(self._checked(size))
 
     def _unplug_size(self, size: int) -> None:
         plugged = self.mem.config().plugged_size
@@ -334,7 +333,8 @@ class Manager:
             table.require_unused(0, self.mem.config().blocks)
         self._go_to(plugged - size)
 
-    def _check_size(self, size: int) -> None:
+    def _checked(self, size: int) -> int:
+        size = index(size)
         if size <= 0 or size % self.step:
             below = max(0, size) // self.step * self.step
             near = [below, below + self.step] if below else [self.step]
@@ -344,6 +344,7 @@ class Manager:
                 expected=f"a multiple of {self.step}",
                 remedy=f"nearest valid size{'s' * (len(near) > 1)}: " + " and ".join(str(one) for one in near),
             )
+        return size
 
     def _beyond_request(self, config: MemConfig, size: int) -> MemNack:
         return MemNack(
@@ -401,7 +402,7 @@ class Manager:
             ConfigError, ProtocolError: Its configuration or a response is invalid.
         """
         with self.mem.session(timeout):
-            return self._converge(target, self.mem.device.seconds(None), None, progress)
+            return self._converge(integer(target), self.mem.device.seconds(None), None, progress)
 
     def _converge(
         self,

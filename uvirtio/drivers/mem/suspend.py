@@ -45,7 +45,7 @@ class SuspendLock:
         self._timeout = timeout
         self._child: subprocess.Popen[bytes] | None = None
         self._wake_lock: str | None = None
-        self._held = False
+        self._held, self._holder = False, 0
         self.lacking: list[str] = []
         """Why a kind of lock could not be taken, in words."""
 
@@ -75,15 +75,17 @@ class SuspendLock:
             The locks that are held, as ``means``; empty where this machine has none, see ``lacking``.
         """
         if not self._held:
-            self._held = True
+            self._held, self._holder = True, os.getpid()
             self.lacking.clear()
             self._ask_logind()
             self._take_wake_lock()
         return self.means
 
     def release(self) -> None:
-        """Release all locks; idempotent."""
-        self._held = False
+        """Release all locks; idempotent. In a forked child nothing: they are the parent's."""
+        if self._holder not in (0, os.getpid()):
+            return
+        self._held, self._holder = False, 0
         child, self._child = self._child, None
         if child is not None:
             _end(child)

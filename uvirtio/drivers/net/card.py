@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from operator import index
 from typing import ClassVar
 
 from uvirtio.drivers.base import Driver
@@ -116,6 +117,7 @@ class Card(Driver):
         Returns:
             Whether it came to that in time.
         """
+        up = bool(up)
         with self.session():
             return self.device.wait(lambda: self.link is up, timeout=timeout, what="the link", owed=False)
 
@@ -135,8 +137,9 @@ class Card(Driver):
             DeviceTimeout: It did not answer in time.
             ProtocolError: Its answer is none.
         """
+        mode = RxMode(mode)
         self._need(_Net.CTRL_RX_EXTRA if mode in _EXTRA else _Net.CTRL_RX, f"set {mode.name}")
-        self._command(Control.RX, mode, bytes([int(on)]), what=f"set {mode.name}", timeout=timeout)
+        self._command(Control.RX, mode, bytes([bool(on)]), what=f"set {mode.name}", timeout=timeout)
 
     def set_mac_table(
         self, unicast: Sequence[bytes] = (), multicast: Sequence[bytes] = (), *, timeout: float | None = None
@@ -202,6 +205,7 @@ class Card(Driver):
         self._vlan(spec.VLAN_DEL, vlan, timeout)
 
     def _vlan(self, command: int, vlan: int, timeout: float | None) -> None:
+        vlan = index(vlan)
         if not 0 <= vlan < spec.VLANS:
             raise UsageError("there is no such VLAN", seen=vlan, expected=f"0..{spec.VLANS - 1}")
         self._need(_Net.CTRL_VLAN, "filter VLANs")
@@ -219,7 +223,7 @@ class Card(Driver):
             NotSupported: CTRL_GUEST_OFFLOADS is not negotiated.
             NetRefused, DeviceTimeout, ProtocolError: As for ``set_rx_mode``.
         """
-        allowed = RECEIVE_OFFLOADS & self.device.features
+        features, allowed = index(features), RECEIVE_OFFLOADS & self.device.features
         if features & ~allowed:
             names = ", ".join(bit.name for bit in f.names("net", features & ~allowed))
             raise UsageError(

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 from typing import ClassVar
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
+from uvirtio.drivers.base import integer
 from uvirtio.drivers.net import config as configuration
 from uvirtio.drivers.net.card import RECEIVE_OFFLOADS, Card, le16
 from uvirtio.drivers.net.frame import WHOLE, Frame, FrameData, check_macs, mac_text
@@ -96,6 +98,7 @@ class Net(Card):
             NetRefused: The device refuses the pairs of queues, or the address.
             NotSupported: It cannot be given an address.
         """
+        pairs, max_frame = index(pairs), integer(max_frame)
         if pairs < 1:
             raise UsageError("a network card has at least one pair of queues", seen=pairs, expected="1 or more")
         if mac is not None:
@@ -449,6 +452,7 @@ class Net(Card):
         return sum(one.out for one in self._transmitters)
 
     def _transmitter(self, pair: int) -> Transmitter:
+        pair = index(pair)
         if not 0 <= pair < self._pairs:
             raise UsageError("there is no such pair of queues", seen=pair, expected=f"0..{self._pairs - 1}")
         return self._transmitters[pair]

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 from uvirtio.drivers.burst import POLL, BaseBurst
-from uvirtio.drivers.requests import first
+from uvirtio.drivers.requests import REQUEST_SIZE_MAX, carried, first
 from uvirtio.drivers.scsi import commands as c
 from uvirtio.drivers.scsi.lun import Lun
 from uvirtio.drivers.scsi.queues import RequestQueues
@@ -66,7 +66,10 @@ class Burst(BaseBurst):
             MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
         """
         capacity = scsi.known_capacity(lun) or scsi.capacity(lun)
-        size = blocks * capacity.block_size
+        size, dma = blocks * capacity.block_size, scsi.device.dma
+        most = min(REQUEST_SIZE_MAX, carried(dma, requestq.pieces_max, REQUEST_SIZE_MAX))
+        if size > most:
+            raise _too_long(f"{size} bytes", f"at most {most} bytes")
         super().__init__(scsi, requestq.queue, size=size, length=blocks, count=count, reads=not write)
         self.lun = lun
         """The unit."""
@@ -81,7 +84,7 @@ class Burst(BaseBurst):
             if write
             else c.read(start, blocks, capacity.block_size)
         )
-        shape, dma = self._shape, self._device.dma
+        shape = self._shape
         control, data = dma.alloc(count * shape.stride), dma.alloc(count * size)
         chains: list[Chain] = []
         for slot in range(count):
@@ -90,12 +93,7 @@ class Burst(BaseBurst):
             answer = control.segments(at + shape.answer_at, shape.answer_size)
             runs = first(data.segments(slot * size, size), size)
             if len(runs) > requestq.pieces_max:
-                raise BadSize(
-                    "this is more than the device accepts in one command",
-                    seen=f"{len(runs)} elements of data",
-                    expected=f"at most {requestq.pieces_max}",
-                    remedy="fewer blocks in a request",
-                )
+                raise _too_long(f"{len(runs)} elements of data", f"at most {requestq.pieces_max}")
             chains.append(([*head, *runs], answer) if write else (head, [*answer, *runs]))
         self._lay(chains)
         self._control = control.view[: count * shape.stride]
@@ -234,3 +232,12 @@ class Burst(BaseBurst):
         _, error = self._scsi.judge(self.lun, self._command, found)
         if error is not None:
             raise error
+
+
+def _too_long(seen: str, expected: str) -> BadSize:
+    return BadSize(
+        "this is more than the device accepts in one command",
+        seen=seen,
+        expected=expected,
+        remedy="fewer blocks in a request",
+    )

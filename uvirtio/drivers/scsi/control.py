@@ -51,9 +51,10 @@ class ControlQueue:
             DeviceTimeout: The device did not answer in time.
             RingCorruption: The used ring holds what cannot be.
         """
+        request = _TMF.pack(Control.TMF, task, Lun.encode(lun), tag)
         settle(self._device, self._queue, timeout=timeout)  # of a wait that was interrupted
         view = self._block.view
-        view[: spec.TMF_SIZE] = _TMF.pack(Control.TMF, task, lun.encode(), tag)
+        view[: spec.TMF_SIZE] = request
         view[_ANSWER_AT] = NO_RESPONSE
         transact(
             self._device,

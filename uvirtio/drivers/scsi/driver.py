@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import index
 
+from uvirtio.drivers.requests import burst_depth
 from uvirtio.drivers.scsi import commands as c
 from uvirtio.drivers.scsi.burst import Burst
 from uvirtio.drivers.scsi.lun import Lun
@@ -132,8 +133,8 @@ class Scsi(Units):
         Raises:
             WriteRefused: Writes are not allowed.
             BadSize: ``blocks`` is below 1, or more than the device accepts in one request.
-            UsageError: Requests are in flight on the queue, there is no such queue, or none is left; or the unit
-                takes no more commands.
+            UsageError: Requests are in flight on the queue, there is no such queue, or none is left; or ``depth``
+                is below 1; or the unit takes no more commands.
             QueueFull: The ring has too few descriptors for ``depth`` requests.
             ScsiCheck, ScsiStatus, ScsiTransport, ScsiAnswer: The unit does not say how large it is.
             MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
@@ -141,12 +142,14 @@ class Scsi(Units):
         with self.session(timeout):
             if write:
                 self._require_write("write")
+            blocks = index(blocks)
             if blocks < 1:
                 raise BadSize("a request carries whole blocks", seen=blocks, expected="1 or more")
             self.capacity(lun, timeout=timeout)
             requests = self._requests
             requestq = requests.idle(queue)
-            count = requests.reserve(lun, requestq.depth if depth is None else depth)
+            wanted = requestq.depth if depth is None else burst_depth(requestq.queue, depth)
+            count = requests.reserve(lun, wanted)
             try:
                 made = Burst(self, requests, requestq, lun, blocks=blocks, count=count, write=write)
             except BaseException:

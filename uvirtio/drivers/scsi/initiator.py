@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import index
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
 from uvirtio.drivers.burst import BaseBurst
+from uvirtio.drivers.requests import options
 from uvirtio.drivers.scsi.adapter import Adapter
 from uvirtio.drivers.scsi.commands import Command
 from uvirtio.drivers.scsi.control import ControlQueue
@@ -13,7 +15,7 @@ from uvirtio.drivers.scsi.events import Event, EventQueue
 from uvirtio.drivers.scsi.lun import Lun
 from uvirtio.drivers.scsi.queues import RequestQueues
 from uvirtio.drivers.scsi.request import Request
-from uvirtio.errors import BadSize, ScsiCheck, UsageError
+from uvirtio.errors import BadSize, ScsiCheck
 from uvirtio.spec import scsi as spec
 from uvirtio.spec.scsi import EventType, Key, ResetReason, Response, Task
 
@@ -55,18 +57,11 @@ class Initiator(Adapter):
         Raises:
             NotVirtio: The device is of another type.
             UsageError: ``depth`` or ``queues`` is below 1.
-            BadSize: ``request_size`` is no multiple of 512, or 0.
+            BadSize: ``request_size`` is no multiple of 512, or not from 512 bytes to 64 MiB.
             ConfigError: The configuration has sizes that no request can have.
         """
-        if depth < 1 or queues < 1:
-            raise UsageError(
-                "commands need a queue, and a queue a depth", seen=(queues, depth), expected="1 or more of each"
-            )
-        if request_size < spec.UNIT or request_size % spec.UNIT:
-            raise BadSize(
-                "a request carries whole blocks", seen=request_size, expected=f"a multiple of {spec.UNIT}"
-            )
-        self._wanted_depth, self._wanted_size, self._wanted_queues = depth, request_size, queues
+        wanted = options(depth, request_size, queues, spec.UNIT)
+        self._wanted_depth, self._wanted_size, self._wanted_queues = wanted
         self._events: EventQueue | None = None
         self._bursts: list[BaseBurst] = []
         super().__init__(device, allow_write=allow_write, observe=observe)
@@ -233,7 +228,11 @@ class Initiator(Adapter):
             ScsiTransport: There is no such unit, or the device does not know the function.
             DeviceTimeout: The device did not answer in time.
             ProtocolError: The response is invalid.
+            BadSize: ``tag`` does not fit 64 bits.
         """
+        task, tag = Task(task), index(tag)
+        if not 0 <= tag < 1 << 64:
+            raise BadSize("a tag has 64 bits", seen=tag, expected="Request.tag (5.6.6.2)")
         with self.session(timeout):
             if task in _RESETS:
                 self._require_write(f"send {task.name}")

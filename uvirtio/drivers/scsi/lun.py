@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from operator import index
 
 from uvirtio.errors import UsageError
 
@@ -24,7 +25,7 @@ class Lun:
     lun: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.target < TARGETS and 0 <= self.lun < LUNS):
+        if not (0 <= index(self.target) < TARGETS and 0 <= index(self.lun) < LUNS):
             raise UsageError(
                 f"there cannot be a logical unit {self.target}:{self.lun}",
                 seen=f"{self.target}:{self.lun}",

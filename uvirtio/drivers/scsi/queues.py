@@ -125,23 +125,25 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 remedy="read() and write() split it; or give Scsi a larger request_size",
             )
         self._listen()
-        slot = self._slot(lun, queue, timeout)
-        requestq = slot.requestq
-        slot.request = request = Request(self, lun, command, self.tag(), requestq.queue.index)
-        slot.prepare(request)
-        readable, writable = [slot.head], [slot.answer_entry]
-        if command.data:
-            slot.fill(command.data)
-            readable += slot.runs(len(command.data))
-        elif command.room:
-            # Cleared: what the device does not write must not look like data, nor be that of an earlier request.
-            room = command.room
-            slot.fill(memoryview(_ZEROES)[:room] if room <= len(_ZEROES) else bytes(room))
-            writable += slot.runs(room)
+        slot = None
         try:
+            slot = self._slot(lun, queue, timeout)
+            requestq = slot.requestq
+            slot.request = request = Request(self, lun, command, self.tag(), requestq.queue.index)
+            slot.prepare(request)
+            readable, writable = [slot.head], [slot.answer_entry]
+            if command.data:
+                slot.fill(command.data)
+                readable += slot.runs(len(command.data))
+            elif command.room:
+                # Cleared: what the device does not write must not look like data, nor be that of an earlier
+                # request.
+                room = command.room
+                slot.fill(memoryview(_ZEROES)[:room] if room <= len(_ZEROES) else bytes(room))
+                writable += slot.runs(room)
             self._add(requestq, readable, writable, slot, timeout)
         except BaseException:
-            requestq.free.append(slot)
+            self._unsent(slot)
             raise
         self._of_lun[lun] += 1
         if kick:
@@ -175,11 +177,16 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         self.watch()
         return super()._gather()
 
+    def recover(self) -> None:
+        """Put the books in order; see ``BaseRequestQueues``."""
+        super().recover()
+        slots = (slot for requestq in self._free for slot in requestq.slots)
+        self._of_lun = Counter(slot.request.lun for slot in slots if slot.request is not None)
+
     def _finish(self, requestq: RequestQueue, done: Sequence[Completion]) -> UvirtioError | None:
         invalid: UvirtioError | None = None
         for slot, _ in done:
             request: Request = slot.request
-            slot.request = None
             self._of_lun[request.lun] -= 1
             if not self._of_lun[request.lun]:
                 del self._of_lun[request.lun]
@@ -187,7 +194,8 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             moved, request.error = self._adapter.judge(request.lun, request.command, slot.answer())
             if request.error is None and request.command.room:
                 request._data = slot.content(moved)
-            request.done = True
+            # Last, and without a call between: what was not finished is found by it (``recover``).
+            slot.request, request.done = None, True
             requestq.free.append(slot)
             if isinstance(request.error, ProtocolError):
                 invalid = invalid or request.error

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from uvirtio.device import Queue
-from uvirtio.drivers.requests import first
+from uvirtio.drivers.requests import carried, first
 from uvirtio.drivers.scsi.commands import Command
 from uvirtio.drivers.scsi.config import ScsiConfig
 from uvirtio.drivers.scsi.lun import Lun
@@ -138,11 +138,15 @@ def answer_in(data: bytes) -> Answer:
 
 def header(lun: Lun, tag: int, cdb: bytes, cdb_size: int) -> bytes:
     """Return the readable part of a request (5.6.6.1.2: task_attr, prio and crn are 0)."""
-    return _HEAD.pack(lun.encode(), tag, 0, 0, 0) + cdb.ljust(cdb_size, b"\0")
+    # Of the class: a text has an ``encode`` of its own, and would go out as the number of another unit.
+    return _HEAD.pack(Lun.encode(lun), tag, 0, 0, 0) + cdb.ljust(cdb_size, b"\0")
 
 
 class Slot:
     """Memory for one request at fixed device addresses."""
+
+    full: ClassVar[int] = 0
+    """What a used length is taken for that was lost; none is looked at here."""
 
     __slots__ = (
         "_at",
@@ -222,16 +226,20 @@ class RequestQueue:
         """
         self.queue = queue
         self.depth = depth
+        self.pieces_max = max(1, min(config.seg_max, queue.ring.size - 2))  # beside request and answer
+        """Elements of data in one command, at most."""
+        size = min(size, carried(dma, self.pieces_max, size))
         self.size = size
         """Bytes of data of one request, at most."""
         self.shape = shape_of(config)
         self.control: Block = dma.alloc(depth * self.shape.stride)
         self.data: Block = dma.alloc(depth * size)
         made = [Slot(self, number) for number in range(depth)]
-        self.pieces_max = max(1, min(config.seg_max, queue.ring.size - 2))  # beside request and answer
-        """Elements of data in one command, at most."""
         self.size = min(slot.fits(self.pieces_max) for slot in made)
+        self.slots: Sequence[Slot] = made
+        """All slots, free or not."""
         self.free: list[Slot] = made[::-1]
+        self.laid: Sequence[Any] = ()
 
     @property
     def out(self) -> int:
