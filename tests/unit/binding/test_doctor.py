@@ -116,6 +116,7 @@ def test_a_machine_with_nothing(tmp_path: Path) -> None:
     assert made["ways"].verdict == "fail" and "qemu-system-x86" in made["ways"].remedy
     assert made["iommu"].verdict == made["vfio-pci"].verdict == made["qemu"].verdict == "warn"
     assert "intel_iommu=on" in made["iommu"].remedy
+    assert (made["kernel"].verdict, made["kernel"].detail) == ("warn", "unknown, without a /sys")
 
 
 @pytest.mark.fault(94)
@@ -162,8 +163,30 @@ def test_a_uio_driver_that_is_missing_is_told_with_and_without_an_iommu(fake: Fa
         assert uio.remedy.startswith("only needed without an IOMMU: ")
 
 
+def test_windows_and_what_reaches_them(fake: FakeSys) -> None:
+    fake.mmio("LNRO0005:00")
+    made = run(fake)["devmem"]
+    assert made.detail == f"no {fake.roots.dev / 'mem'}" and "CONFIG_DEVMEM" in made.remedy
+    (fake.roots.dev / "mem").touch()
+    whole = run(fake)
+    made = whole["devmem"]
+    assert (made.verdict, made.remedy) == ("pass", "") and "1 windows, which no driver has" in made.detail
+    assert "/dev/mem (--unsafe-dma)" in whole["ways"].detail
+    fake.mmio("LNRO0005:01", "rng")
+    made = run(fake)["devmem"]
+    assert made.verdict == "pass" and "reaches 1 of 2 windows" in made.detail
+    assert made.remedy == "uvirtio bind LNRO0005:01 --group"
+    fake.text(fake.sys / "kernel/security/lockdown", "none [integrity] confidentiality\n")
+    made = run(fake)["devmem"]
+    assert made.verdict == "warn" and "lockdown (integrity)" in made.detail
+
+
 def test_character_devices_of_vfio(fake: FakeSys) -> None:
     assert run(fake)["vfio-cdev"].verdict == "skip"
+    (fake.roots.dev / "iommu").touch()  # there, whatever an index of modules says; no function has a node
+    made = run(fake)["vfio-cdev"]
+    assert made.verdict == "pass" and "bind shows" in made.detail
+    (fake.roots.dev / "iommu").unlink()
     fake.text(fake.top / "lib/modules/6.1.0-test/modules.dep", "kernel/drivers/iommu/iommufd/iommufd.ko.xz:\n")
     assert run(fake)["vfio-cdev"].verdict == "pass"
     (fake.roots.dev / "vfio/devices").mkdir()
@@ -184,6 +207,35 @@ def test_an_ordinary_user(fake: FakeSys, tmp_path: Path) -> None:
     made = run(fake)
     assert made["memlock"].verdict == "warn" and "65536" in made["memlock"].detail
     assert made["pagemap"].verdict == "warn" and made["ways"].verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("limit", "rights", "verdict", "words"),
+    [
+        ("8388607", "0", "warn", "only 8388607 bytes"),
+        ("8388608", "0", "pass", "8388608 bytes may be pinned"),
+        ("unlimited", "0", "pass", "no limit"),
+        ("65536", "4000", "pass", "no limit"),  # CAP_IPC_LOCK
+        ("", "0", "skip", "does not say"),
+    ],
+)
+def test_the_limit_of_locked_memory(fake: FakeSys, limit: str, rights: str, verdict: str, words: str) -> None:
+    me = fake.roots.proc / "self"
+    fake.text(me / "status", f"CapEff:\t{rights:>016}\n")
+    fake.text(me / "limits", f"Max locked memory         {limit}  {limit}  bytes\n" if limit else "Limit\n")
+    made = run(fake)["memlock"]
+    assert made.verdict == verdict and words in made.detail
+
+
+def test_devices_and_a_deny_list_or_none_of_them(fake: FakeSys) -> None:
+    made = run(fake)
+    assert (made["devices"].verdict, made["devices"].detail) == ("skip", "no virtio device here")
+    assert (made["deny-list"].verdict, made["deny-list"].detail) == ("pass", "no device is denied")
+    fake.pci("0000:03:00.0", "rng", group=7)
+    deny = fake.text(fake.roots.etc / "uvirtio/deny", "0000:03:00.0\n")
+    made = run(fake)
+    assert made["devices"].verdict != "skip" and made["deny-list"].verdict == "pass"
+    assert made["deny-list"].detail == f"{deny} has 1 patterns: 0000:03:00.0"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,15 @@ def test_on_a_machine_without_udevd_libudev_is_not_asked(monkeypatch):
         assert udev.wait(60) is False and udev.why == "no udevd runs here"
 
 
+def test_a_tree_that_is_not_this_machines_has_no_udev_of_this_machines(fake, device, monkeypatch):
+    fake.text(fake.roots.run / "udev/control", "")
+    monkeypatch.setattr(settle, "UdevEvents", lambda group: pytest.fail("libudev listens on this machine"))
+    with Settling([device], fake.roots) as udev:
+        assert udev.wait(60) is False and udev.why == "no udevd runs here"
+    with Settling([device], fake.roots, events=SentEvents()) as udev:
+        assert udev.why is None, "there is something to wait for"
+
+
 def test_the_devices_own_event_is_waited_for(fake, device):
     events = SentEvents()
     with Settling([device], fake.roots, events=events) as udev:

@@ -109,7 +109,8 @@ def test_a_device_that_was_gone_again_before_anybody_looked_is_told(events, watc
         ("pci", "/devices/pci0000:00", None),
         ("platform", "/devices/platform/serial8250", None),
         ("acpi", "/devices/LNXSYSTM:00/LNXSYBUS:00/LNRO0005:07", None),
-        ("vdpa", "/devices/virtual/vdpa/LNRO0005:07", "vdpa:LNRO0005:07"),  # a name that its owner has chosen
+        ("vdpa", "/devices/virtual/vdpa/LNRO0005:07", "vdpa:LNRO0005:07"),  # names that their owner has chosen
+        ("vdpa", "/devices/virtual/vdpa/0000:00:0b.0", "vdpa:0000:00:0b.0"),
         ("net", "/devices/virtual/vdpa/vduse7", None),
         ("pci_express", NEW, None),
     ],
@@ -230,6 +231,36 @@ def test_after_a_loss_the_devices_are_compared(fake, events, watcher):
         ("bound", "0000:00:09.0", "virtio9", "virtio_balloon"),
     ]
     assert watcher.read(0) == []
+
+
+def test_what_changed_hands_during_a_loss_is_told_on_both_buses(fake, events, watcher):
+    device = fake.sys / DISK[1:]
+    shutil.rmtree(device / "virtio1")
+    (fake.sys / "bus/virtio/devices/virtio1").unlink()
+    (device / "driver").unlink()
+    (fake.sys / "bus/pci/drivers/virtio-pci/0000:00:03.0").unlink()
+    fake.attach(device, "vfio-pci")
+    events.lose()
+    assert [(one.event, one.bus, one.name, one.driver) for one in watcher.read(0)[1:]] == [
+        ("unbound", "virtio", "virtio1", "virtio_blk"),
+        ("unbound", "pci", "0000:00:03.0", "virtio-pci"),
+        ("bound", "pci", "0000:00:03.0", "vfio-pci"),
+    ]
+    (device / "driver").unlink()
+    fake.attach(device, "virtio-pci")
+    fake.virtio(device, "virtio5", "blk", 1 << 32)
+    events.lose()
+    assert [(one.event, one.bus, one.name, one.driver) for one in watcher.read(0)[1:]] == [
+        ("unbound", "pci", "0000:00:03.0", "vfio-pci"),
+        ("bound", "pci", "0000:00:03.0", "virtio-pci"),
+        ("bound", "virtio", "virtio5", "virtio_blk"),
+    ]
+
+
+def test_events_of_a_virtio_device_that_has_no_driver_say_nothing(fake, events, watcher):
+    for action in ("change", "unbind", "unbind", "change"):
+        events.send(action, f"{RNG}/virtio0", "virtio")
+    assert told(watcher.read(0)) == [("unbound", "0000:00:02.0", "virtio0", "virtio_rng")]
 
 
 def test_a_loss_without_a_difference_is_told_all_the_same(fake, events, watcher):

@@ -228,9 +228,11 @@ def test_a_wait_that_is_too_long_for_a_clock_ends_by_a_close(timeout: float) -> 
 
 def test_a_burst_has_a_depth_that_its_queue_can_have() -> None:
     with uvirtio.open(scripted.ScriptedDevice(scripted.Disk())) as device, uvirtio.Blk(device) as blk:
-        for depth, error in ((0, UsageError), (-1, UsageError), (257, QueueFull), (1 << 31, QueueFull)):
+        most = blk.device.queues[0].ring.size
+        for depth, error in ((0, UsageError), (-1, UsageError), (most + 1, QueueFull), (1 << 31, QueueFull)):
             with pytest.raises(error):
                 blk.burst(1, depth=depth)
         with pytest.raises(BadSize):
             blk.burst(1 << 31)
         assert len(blk.read(0, 1)) == 512
+        assert blk.burst(1, depth=most).count == most, "as deep as the queue"

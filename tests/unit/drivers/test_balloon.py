@@ -471,8 +471,9 @@ def test_a_page_that_moved_is_noticed(page: int):
         if held == 300:
             rig.pinned[0].move(page)
 
-    with pytest.raises(PageMoved):
+    with pytest.raises(PageMoved) as caught:
         rig.driver.inflate(300, progress=move)
+    assert str(caught.value.seen).startswith(f"page {page}: frame ")
     with pytest.raises(DeviceBroken):
         rig.driver.inflate(1)
     rig.leave()

@@ -175,6 +175,8 @@ def test_a_number_alone_is_of_target_0():
         ("70000300000000 0a 00000000 11aa 00000000", "MEDIUM ERROR: unrecovered read error (3/11/aa)"),
         ("70000300000000 0a 00000000 ee01 00000000", "MEDIUM ERROR: no name is known (3/ee/01)"),
         ("f0000200", "NOT READY (2/00/00)"),
+        ("700005", "ILLEGAL REQUEST (5/00/00)"),  # as short as one can be that has a key
+        ("7205", "ILLEGAL REQUEST (5/00/00)"),
         ("70000500000000 00 ffffffff ffff", "ILLEGAL REQUEST (5/00/00)"),  # its length says: no codes
     ],
 )
