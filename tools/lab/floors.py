@@ -48,6 +48,14 @@ class Outcome:
     """The QEMU that had the devices, the kernel of the VM, each with its version."""
 
 
+def _document(report: Path) -> ET.Element | None:
+    """The report of a run of pytest; None where there is none, or one that was not written to its end."""
+    try:
+        return ET.parse(report).getroot()
+    except (FileNotFoundError, ET.ParseError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Runner:
     """Runs the steps with one environment; reports go below ``reports``."""
@@ -201,8 +209,7 @@ class Runner:
         if code == _NO_TESTS and (self.expression or self.spec):
             outcome.ok, outcome.note = True, f"nothing matches {'-k' if self.expression else '--spec'}"
             return outcome
-        if report.exists():
-            document = ET.parse(report).getroot()
+        if (document := _document(report)) is not None:
             # Of a race, how long it went on says more than that it passed.
             rounds = [int(one.get("value", 0)) for one in document.iter("property") if one.get("name") == "rounds"]
             if rounds:
@@ -214,6 +221,8 @@ class Runner:
                 outcome.failed += bad
                 outcome.skipped += skipped
                 outcome.passed += max(0, total - bad - skipped)
+        elif report.exists():
+            outcome.failed, outcome.note = 1, "its report is cut off"
         if code != 0 and outcome.failed == 0:
             outcome.failed = 1
             outcome.note = _ENDS.get(code, f"pytest ended with {code}")

@@ -7,6 +7,7 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,18 @@ from uvirtio.errors import OperationFailed
 from uvirtio.host.whole import write_whole
 
 
-@pytest.fixture
-def no_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """write(2) fails from the 100th byte of a file on, as on a disk that becomes full."""
+@contextmanager
+def no_room() -> Iterator[None]:
+    """write(2) fails from the 100th byte of a file on, as on a disk that becomes full.
+
+    Of every file, also of pytest's own: nothing else may be done meanwhile.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def mode_of(path: Path) -> int:
@@ -31,7 +37,6 @@ def mode_of(path: Path) -> int:
 
 
 @pytest.mark.fault(98)
-@pytest.mark.usefixtures("no_room")
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize(
     "words",
@@ -50,27 +55,28 @@ def test_a_document_that_does_not_fit_leaves_what_was_there(
     file = tmp_path / "file"
     if there:
         file.write_text("a document")
-    assert run([*words, str(file)]) == 1
+    with no_room():
+        code = run([*words, str(file)])
+    assert code == 1
     assert "UV-OPERATION" in capsys.readouterr().err
     assert [path.read_text() for path in tmp_path.iterdir()] == ["a document"] * there
 
 
 @pytest.mark.fault(98)
-def test_a_list_of_verdicts_that_does_not_fit_is_none(
-    tmp_path: Path, no_room: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_list_of_verdicts_that_does_not_fit_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A part of it would be what the next run is compared with."""
-    assert run(["conform", "scripted:rng", "--area", "status", "--expect", str(tmp_path / "list")]) == 1
+    with no_room():
+        code = run(["conform", "scripted:rng", "--area", "status", "--expect", str(tmp_path / "list")])
+    assert code == 1
     assert "UV-OPERATION" in capsys.readouterr().err and not [*tmp_path.iterdir()]
 
 
-@pytest.mark.usefixtures("no_room")
 def test_a_completion_that_works_goes_on_working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     script = tmp_path / "zsh/site-functions/_uvirtio"
     script.parent.mkdir(parents=True)
     script.write_text("#compdef uvirtio")
-    with pytest.raises(OperationFailed):
+    with pytest.raises(OperationFailed), no_room():
         install.install("zsh")
     assert script.read_text() == "#compdef uvirtio" and [*script.parent.iterdir()] == [script]
 

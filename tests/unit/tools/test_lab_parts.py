@@ -372,6 +372,13 @@ def test_a_pytest_that_ran_nothing_says_why(code, note, tmp_path):
         assert Runner(tmp_path, tmp_path, "some")._judge("x", code, tmp_path / "none.xml", time.monotonic()).ok
 
 
+def test_a_report_that_is_cut_off_fails_its_step(tmp_path):
+    path = tmp_path / "x.xml"
+    path.write_text('<?xml version="1.0"?><testsuites><testsuite name="pytest" error')
+    outcome = Runner(tmp_path, tmp_path)._judge("x", 3, path, time.monotonic())
+    assert (outcome.ok, outcome.failed, outcome.note) == (False, 1, "its report is cut off")
+
+
 def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
     def get(name: str, **_: bool) -> qemus.Qemu:
         if name:

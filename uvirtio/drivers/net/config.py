@@ -68,6 +68,8 @@ def read(device: Device) -> NetConfig:
     """
     names = [name for bit, conditional in _CONDITIONAL if device.has(bit) for name in conditional]
     with_mac = device.has(f.Net.MAC)
+    for name in [*names, *["mac"] * with_mac]:
+        _check(device, name)
     one = device.transport.read_config
 
     def fields() -> tuple[bytes | None, dict[str, int]]:
@@ -93,3 +95,13 @@ def read(device: Device) -> NetConfig:
         speed=speed if speed is not None and speed <= spec.SPEED_MAX else None,  # 5.1.4.2
         full_duplex={0: False, 1: True}.get(duplex) if duplex is not None else None,
     )
+
+
+def _check(device: Device, name: str) -> None:
+    field = FIELDS[name]
+    if field.end > device.transport.config_length:
+        raise ConfigError(
+            f"{device.address} has no configuration field {name}",
+            seen=f"{device.transport.config_length} bytes of configuration",
+            expected=f"at least {field.end} bytes (5.1.4)",
+        )
