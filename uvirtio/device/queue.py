@@ -114,7 +114,8 @@ class Queue(StaysHere):
 
     def kick(self) -> None:
         """Make the added chains available, and notify the device unless it suppresses that (2.7.13)."""
-        if self.ring.publish() or (self._owed and self.ring.wants_kick()):
+        owed, self._owed = self._owed, True  # until it was given: what a signal handler raises may come before
+        if self.ring.publish() or (owed and self.ring.wants_kick()):
             self.notify()  # before all else: the device may be asleep
         self._owed = False
         self._note()
@@ -125,10 +126,11 @@ class Queue(StaysHere):
         It comes at once where the device has no other chain: it wakes up while others are added.
         """
         idle = not self.ring.in_flight
-        if self.ring.publish():
-            self._owed = True
-            if idle:
-                self.notify()
+        owed, self._owed = self._owed, True  # as in ``kick``
+        if not self.ring.publish():
+            self._owed = owed
+        elif idle:
+            self.notify()
         self._note()
 
     def publish(self) -> bool:

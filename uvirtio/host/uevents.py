@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 
 from uvirtio.errors import Closed, OperationFailed
 from uvirtio.host import sysfs
+from uvirtio.host.digits import decimal
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import failed
 
@@ -69,10 +70,10 @@ def parse(message: bytes) -> Uevent | None:
 
 def _uevent(properties: Mapping[str, str]) -> Uevent | None:
     action, devpath = properties.get("ACTION", ""), properties.get("DEVPATH", "")
-    seqnum = properties.get("SEQNUM", "")
-    if not action or not devpath.startswith("/") or not (seqnum.isascii() and seqnum.isdecimal()):
+    seqnum = decimal(properties.get("SEQNUM", ""))
+    if not action or not devpath.startswith("/") or seqnum is None:
         return None
-    return Uevent(action, devpath, properties.get("SUBSYSTEM", ""), int(seqnum), properties)
+    return Uevent(action, devpath, properties.get("SUBSYSTEM", ""), seqnum, properties)
 
 
 class Uevents(Protocol):

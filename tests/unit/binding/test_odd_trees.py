@@ -42,9 +42,7 @@ def huge(path: Path) -> Path:
 
 @pytest.mark.fault(97)
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize(
-    "name", ["proc/config.gz", "proc/vmstat", "proc/meminfo", "proc/iomem", "etc/uvirtio/deny"]
-)
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_file_without_end_is_read_to_a_bound(
     fake: FakeSys, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

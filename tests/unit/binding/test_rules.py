@@ -149,6 +149,7 @@ def test_a_process_that_has_ended_hides_no_mount(fake: FakeSys) -> None:
     assert Facts(fake.roots).mounts_complete and verdicts(fake) == ([], [])
 
 
+@pytest.mark.fault("R1")
 def test_mounted_below_lvm_on_crypt(fake: FakeSys) -> None:
     path = disk(fake)
     crypt = mapper(fake, path / "vda2", "dm-0", "crypt", "253:0")

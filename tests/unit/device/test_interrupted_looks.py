@@ -18,6 +18,7 @@ import pytest
 
 from tests.unit.device.test_polling import LONG_US, WORDS, Late, posted, started
 from uvirtio import opening
+from uvirtio.device import Queue
 from uvirtio.device.state import DeviceState, Session, _Timed
 from uvirtio.device.waiting import WaitLoop
 from uvirtio.drivers import requests
@@ -240,6 +241,7 @@ def test_no_slot_and_no_request_is_lost_wherever_it_is_interrupted(kind: str, ho
     model, driver, queues, submit, call = SUBMITS[kind]
     found = ScriptedDevice(model())
     functions = [BaseRequestQueues._gather, BaseRequestQueues.collect, queues._finish, queues.submit, *LOOKING]
+    functions.append(Queue.kick)
     if kind == "blk":
         functions += [RequestQueues.call, RequestQueues._alone]
     with opening.identify(found.address, found, timeout=2) as device, driver(device, depth=4) as disk:
@@ -262,9 +264,30 @@ def test_no_slot_and_no_request_is_lost_wherever_it_is_interrupted(kind: str, ho
             assert call(disk), "it works on"
             assert disk.in_flight == 0
             assert sorted(map(id, requestq.free)) == sorted(map(id, requestq.slots)), f"after line {line}"
+            assert not getattr(disk._requests, "_of_lun", {}), f"after line {line}"
             if not came():
                 break
         assert line > 20, "it came at none of the lines"
+    found.assert_left()
+
+
+@pytest.mark.fault(92)
+def test_a_notification_that_did_not_come_to_pass_comes_with_the_next_kick() -> None:
+    """The device was shown requests, and asks to be told: it would sleep for ever."""
+    found = ScriptedDevice(Disk())
+    with opening.identify(found.address, found, timeout=2) as device, Blk(device) as disk:
+        for line in itertools.count(1):
+            with ended_at(line, [Queue.show_added]) as came:
+                try:
+                    for at in range(8):
+                        disk.submit_read(at, 1, kick=False)
+                except CtrlC:
+                    assert came()
+            disk.wait()
+            assert not device.queues[0]._owed
+            if not came():
+                break
+        assert line > 4, "it came at none of the lines"
     found.assert_left()
 
 

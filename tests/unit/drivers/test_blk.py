@@ -401,6 +401,17 @@ def test_limits_that_not_even_a_sector_fits():
     scripted.assert_left()
 
 
+@pytest.mark.fault(86)
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("word", [0, f.mask(f.RING_PACKED)])
+def test_a_queue_with_room_for_no_data(size: int, word: int):
+    """Header and status take two descriptors (5.2.6)."""
+    scripted = ScriptedDevice(Disk(queue_size=size), features=FEATURES | f.mask(f.VERSION_1) | word)
+    with opening.identify("0000:00:04.0", scripted) as device, pytest.raises(ConfigError, match="one sector"):
+        Blk(device)
+    scripted.assert_left()
+
+
 @pytest.mark.spec("BLK-08")
 @pytest.mark.parametrize("interrupt", [True, False])
 def test_a_disk_that_grows(interrupt: bool):

@@ -59,11 +59,12 @@ def test_a_disk_that_was_resized():
         b"libudev\0\xfe\xed\xca\xfe\0\0\0(ACTION=add\0DEVPATH=/x\0SEQNUM=1\0",
         ADDED.replace(b"SEQNUM=1503", b"SEQNUM=many"),
         ADDED.replace(b"SEQNUM=1503", "SEQNUM=\u0661".encode()),  # a digit, and none of ASCII
+        ADDED.replace(b"SEQNUM=1503", b"SEQNUM=" + b"9" * 5000),
         ADDED.replace(b"SEQNUM=1503\0", b""),
         ADDED.replace(b"ACTION=add", b"ACTION="),
         ADDED.replace(b"DEVPATH=/", b"DEVPATH="),
     ],
-    ids=["empty", "libudev's", "no number", "no digits of ASCII", "no seqnum", "no action", "no path"],
+    ids=["empty", "libudev's", "no number", "no digits of ASCII", "too long", "no seqnum", "no action", "no path"],
 )
 def test_what_is_no_uevent(message):
     assert parse(message) is None

@@ -7,16 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from uvirtio.drivers.blk.disk import Disk
-from uvirtio.drivers.blk.request import (
-    NO_LIMIT,
-    NO_STATUS,
-    Request,
-    RequestQueue,
-    Slot,
-    requested,
-    write_header,
-)
-from uvirtio.drivers.requests import BaseRequestQueues, carried
+from uvirtio.drivers.blk.request import NO_STATUS, Request, RequestQueue, Slot, requested, write_header
+from uvirtio.drivers.requests import BaseRequestQueues
 from uvirtio.errors import ProtocolError, QueueFull, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
@@ -48,13 +40,11 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         """
         self._disk, device, config = disk, disk.device, disk.config
         self._session = disk.session()
-        made = []
-        for _, queue in sorted(device.queues.items()):
-            pieces = min(queue.ring.size - 2, max(1, config.seg_max or queue.ring.size))
-            size = min(request_size, carried(device.dma, pieces, config.size_max or NO_LIMIT))
-            requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), size)
-            requestq.stock(config.size_max, config.seg_max)
-            made.append(requestq)
+        limits = {"size_max": config.size_max, "seg_max": config.seg_max}
+        made = [
+            RequestQueue(queue, device.dma, depth=min(depth, queue.ring.size), size=request_size, **limits)
+            for _, queue in sorted(device.queues.items())
+        ]
         super().__init__(disk, made)
         self._quick = made[0] if len(made) == 1 and made[0].roomy else None
         """The queue whose ring always has a place for a request that has a slot, where there is but this one."""

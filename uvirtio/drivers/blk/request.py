@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from uvirtio.device import Queue
-from uvirtio.drivers.requests import first
+from uvirtio.drivers.requests import carried, first
 from uvirtio.errors import ConfigError, UvirtioError
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import blk as spec
@@ -17,8 +17,7 @@ write_header = struct.Struct("<IIQB").pack_into
 """Writes a header, and the status behind it."""
 _CONTROL = 32  # bytes of each slot: the header, and the status apart from it
 _STATUS_AT = spec.HEADER_SIZE
-NO_LIMIT = 0xFFFF_FFFF
-"""Bytes of an element where the device tells no limit: what its length field holds."""
+_NO_LIMIT = 0xFFFF_FFFF
 NO_STATUS = 0xFF
 """Preset of the status byte before the device writes it; not a status of 5.2.6."""
 
@@ -196,72 +195,74 @@ class Slot:
 class RequestQueue:
     """One request queue, the slots of its requests, and the device's limits for a request."""
 
-    def __init__(self, queue: Queue, dma: DmaSpace, depth: int, size: int) -> None:
-        """Allocate the memory of the slots; ``stock`` makes them.
+    def __init__(
+        self,
+        queue: Queue,
+        dma: DmaSpace,
+        *,
+        depth: int,
+        size: int,
+        size_max: int | None,
+        seg_max: int | None,
+    ) -> None:
+        """Allocate the memory of the slots, each with as much data as the device's limits (5.2.4) allow.
 
         Args:
             queue: The virtqueue.
             dma: The memory of the device.
             depth: Slots.
-            size: Bytes of data of each slot.
+            size: Bytes of data of each slot, at most.
+            size_max: Bytes of one element, at most; None: no limit.
+            seg_max: Elements of data in one request, at most; None: no limit.
 
         Raises:
+            ConfigError: Not even one sector fits.
             MemlockExceeded, HugePagesLack, OperationFailed: There is not that much DMA memory.
         """
         self.queue = queue
         self.depth = depth
-        self.size = size
-        """Bytes of data of one request, at most."""
+        self.size_max = size_max or _NO_LIMIT
+        """Bytes of one element of data, at most."""
+        most = max(0, queue.ring.size - 2)  # beside header and status
+        self.pieces_max = most if seg_max is None else min(most, max(1, seg_max))
+        """Elements of data in one request, at most."""
+        size = min(size, carried(dma, self.pieces_max, self.size_max))
+        if not size:
+            raise self._too_small()
         self.control: Block = dma.alloc(depth * _CONTROL)
         self.data: Block = dma.alloc(depth * size)
         self.control_view, self.data_view = self.control.view, self.data.view
         self.index = queue.index
-        self.size_max = NO_LIMIT
-        """Bytes of one element of data, at most."""
-        self.pieces_max = queue.ring.size - 2  # beside header and status
-        """Elements of data in one request, at most."""
-        self.slots: Sequence[Slot] = ()
-        """All slots, free or not."""
-        self.free: list[Slot] = []
         self.quiet = 0
         """Requests that were submitted without a kick, modulo ``queues.TOGETHER``."""
         self._room = 0, _room_of(0)
         self.laid: list[Entry] = []
         """Chains of requests that were submitted, and are not in the ring yet: many are put there at a time."""
-        self.roomy = False
+        made = [Slot(self, number, size, self.size_max) for number in range(depth)]
+        self.size = min(slot.fits(self.pieces_max) for slot in made)
+        """Bytes of data of one request, at most."""
+        if not self.size:
+            raise self._too_small()
+        self.slots: Sequence[Slot] = made
+        """All slots, free or not."""
+        self.free: list[Slot] = made[::-1]
+        ring = queue.ring
+        self.roomy = depth * max(ring.needs(slot.most) for slot in made) <= ring.size
         """Whether the ring has a place for the requests of all slots, whatever their size."""
+
+    def _too_small(self) -> ConfigError:
+        return ConfigError(
+            "not even one sector fits into a request of this device",
+            seen=f"{self.pieces_max} elements of {self.size_max} bytes",
+            expected="512 bytes",
+            remedy="the device is at fault: size_max and seg_max are too small (5.2.4), or the queue is",
+        )
 
     def room(self, length: int) -> Room:
         """Return what clears and copies so many bytes; the same for slots that ask for the same length."""
         if length != self._room[0]:
             self._room = length, _room_of(length)
         return self._room[1]
-
-    def stock(self, size_max: int | None, seg_max: int | None) -> None:
-        """Make the slots, each with as much data as the device's limits (5.2.4) allow.
-
-        Args:
-            size_max: Bytes of one element, at most; None: no limit.
-            seg_max: Elements of data in one request, at most; None: no limit.
-
-        Raises:
-            ConfigError: Not even one sector fits.
-        """
-        self.size_max = size_max or NO_LIMIT
-        if seg_max is not None:
-            self.pieces_max = min(self.pieces_max, max(1, seg_max))
-        made = [Slot(self, number, self.size, self.size_max) for number in range(self.depth)]
-        self.size = min(slot.fits(self.pieces_max) for slot in made)
-        if not self.size:
-            raise ConfigError(
-                "not even one sector fits into a request of this device",
-                seen=f"{self.pieces_max} elements of {self.size_max} bytes",
-                expected="512 bytes",
-                remedy="the device is at fault: size_max and seg_max are too small (5.2.4)",
-            )
-        self.slots, self.free = made, made[::-1]
-        ring = self.queue.ring
-        self.roomy = self.depth * max(ring.needs(slot.most) for slot in made) <= ring.size
 
     def lay(self) -> None:
         """Put what is laid into the ring, if there is any; the device does not see it before it is shown."""

@@ -142,10 +142,10 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 slot.fill(memoryview(_ZEROES)[:room] if room <= len(_ZEROES) else bytes(room))
                 writable += slot.runs(room)
             self._add(requestq, readable, writable, slot, timeout)
+            self._of_lun[lun] += 1
         except BaseException:
             self._unsent(slot)
             raise
-        self._of_lun[lun] += 1
         if kick:
             requestq.queue.kick()
         return request
