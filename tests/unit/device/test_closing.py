@@ -12,6 +12,7 @@ import pytest
 
 import uvirtio
 from uvirtio import Device, scripted
+from uvirtio.device import signals
 from uvirtio.device.signals import signals_held
 from uvirtio.errors import Closed, UvirtioError
 
@@ -131,7 +132,8 @@ class CtrlC(BaseException):
 def test_handlers_come_back_though_each_of_them_raises() -> None:
     """A signal at each place of the exchange: all handlers are as before, and none is lost that came meanwhile."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    real, before = signal.signal, {number: signal.getsignal(number) for number in numbers}
+    used: Any = vars(signals)["signal"]  # the module that it calls by this name
+    real, before = used.signal, {number: used.getsignal(number) for number in numbers}
     taken: list[int] = []
 
     def handler(number: int, _frame: object) -> None:
@@ -151,10 +153,10 @@ def test_handlers_come_back_though_each_of_them_raises() -> None:
                 return found
 
             taken.clear()
-            signal.signal = exchange  # type: ignore[assignment]
+            used.signal = exchange
             with suppress(CtrlC), signals_held():
                 pass
-            signal.signal = real
+            used.signal = real
             assert {number: signal.getsignal(number) for number in numbers} == dict.fromkeys(numbers, handler)
             assert len(taken) == (place < len(numbers) * 4), place
         with suppress(CtrlC), signals_held():
@@ -163,6 +165,6 @@ def test_handlers_come_back_though_each_of_them_raises() -> None:
             taken.clear()
         assert taken == list(numbers)
     finally:
-        signal.signal = real
+        used.signal = real
         for number, one in before.items():
             real(number, one)
