@@ -107,6 +107,21 @@ def test_a_queue_that_is_gone_is_no_key_error() -> None:
         assert device.queues.get(7) is None
 
 
+def test_a_callback_that_closes_within_its_own_close_closes_once() -> None:
+    """Closing waits for what is in flight, and that wait has the callback, too."""
+    model = scripted.Disk()
+    found = scripted.ScriptedDevice(model)
+    with uvirtio.open(found, timeout=0.3) as device:
+        disk = uvirtio.Blk(device)
+        model.hold = True
+        out = [disk.submit_read(0, 1)]
+        device.pulse = device.close
+        with pytest.raises(Closed):
+            disk.wait(out, timeout=1)
+        assert not out[0].done and device.state == "closed"
+    found.assert_left()
+
+
 def test_memory_is_freed_though_a_view_of_it_is_not_released() -> None:
     class Mistake(Exception):
         pass
