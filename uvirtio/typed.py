@@ -21,6 +21,8 @@ else:
         """Makes a class with annotated fields into what ``collections.namedtuple`` makes."""
 
         def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
+            if not bases:
+                return type.__new__(mcs, name, bases, body)
             fields = body["__annotations__"]
             defaults = [body.pop(field) for field in fields if field in body]
             made = namedtuple(name, fields, defaults=defaults, module=body["__module__"])
@@ -30,18 +32,14 @@ else:
                     setattr(made, key, value)
             return made
 
-    class _NamedTuple:
-        def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type, ...]:
-            return (_NAMED_TUPLE,)
-
-    _NAMED_TUPLE = type.__new__(_NamedTupleMaker, "NamedTuple", (), {})
-    NamedTuple = _NamedTuple()
+    class NamedTuple(metaclass=_NamedTupleMaker):
+        """What a class with annotated fields derives from to become a named tuple; no base of it then."""
 
     class _Checked(type):
         """Has ``isinstance`` ask for the members that a Protocol names, as typing's does."""
 
         def __instancecheck__(cls, instance: object) -> bool:
-            if not cls.__dict__.get("_is_protocol", False):
+            if not cls._is_protocol:
                 return type.__instancecheck__(cls, instance)
             members = cls.__dict__.get("_members")
             if members is None:
@@ -71,7 +69,10 @@ else:
                         found[name] = callable(getattr(contract, name, None))
         return tuple(found.items())
 
-    _NO_MEMBERS = frozenset({*type("", (), {}).__dict__, "_is_protocol", "_members", "__annotations__"})
+    # What a class statement adds (since 3.13 its lines, too), and what is kept in a class when it is asked for.
+    _NO_MEMBERS = frozenset(
+        {*Protocol.__dict__, "_members", "__annotations__", "__annotate_func__", "__annotations_cache__"}
+    )
 
     def runtime_checkable(contract: type) -> type:
         """Typing's own mark; every Protocol here can be checked."""

@@ -7,6 +7,7 @@ import inspect
 import pickle
 import typing
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,7 +124,12 @@ class Passing:
         raise AttributeError(name)
 
 
-@pytest.mark.parametrize("made", [Reader, Writer, Without, object, lambda: 3])
+def bare() -> object:
+    """One whose class has no more than the contract asks for: not the lines of a class statement."""
+    return SimpleNamespace(length=4, read=print)
+
+
+@pytest.mark.parametrize("made", [Reader, Writer, Without, bare, object, lambda: 3])
 def test_a_contract_is_what_typings_protocol_is(made: Callable[[], object]) -> None:
     answers = []
     for protocol, checkable in (

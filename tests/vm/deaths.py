@@ -238,9 +238,12 @@ class Killing:
         child = self._start(victim)
         found: list[str] = []
         begin = time.monotonic()
-        alive = self._live(victim, child, self._draw.uniform(0, deaths.lived)) is None
+        code = self._live(victim, child, self._draw.uniform(0, deaths.lived))
+        alive = code is None
         if not alive:  # the first of its kind had more to load, or the CPU has less to do now
             deaths.lived = time.monotonic() - begin
+        if code:
+            found.append(f"before it was killed it ended with {code}: {' '.join(child.stdout.read().split())}")
         child.kill()
         child.wait(PATIENCE)
         death = time.monotonic()

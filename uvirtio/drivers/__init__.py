@@ -1,1 +1,1 @@
-"""Drivers for the device types: balloon, blk, input, mem and rng, and for the administration queue."""
+"""Drivers for the device types: balloon, blk, input, mem, net, rng and scsi, and for the administration queue."""

@@ -139,6 +139,27 @@ def test_what_qemu_says_of_posted_writes_is_no_interrupt() -> None:
             qtest.drain()
 
 
+def test_a_signal_while_an_acknowledgement_is_taken_leaves_answers_where_they_belong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = Held()
+    held.released.set()
+    known = {"uvirtio-sync-1": b"FAIL Unknown command 'uvirtio-sync-1'\n"}
+    with played(lambda line: known.get(line) or held.reply(line)) as (qtest, _, commands):
+        qtest.post([(0x10, 4, 1)])
+        assert readable(qtest, 5)
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+
+            def interrupted(line: bytes) -> None:
+                raise KeyboardInterrupt
+
+            patched.setattr(qtest, "_acknowledged", interrupted)
+            while True:
+                qtest.drain()
+        assert qtest.read(4, 0x20) == 0x12
+        assert commands == ["writel 0x10 0x1", "uvirtio-sync-1", "readl 0x20"]
+
+
 @pytest.mark.parametrize("path", ["", "ioapic\nquit", "a b", "/machine/" + "x" * 200])
 def test_an_odd_name_of_an_interrupt_controller_is_not_sent(path: str) -> None:
     with played(lambda line: b"OK\n") as (qtest, _, commands), pytest.raises(Misuse, match="QOM"):

@@ -26,6 +26,7 @@ from uvirtio.errors import (
     PermissionLack,
 )
 from uvirtio.host.pages import CPU_PAGE as PAGE
+from uvirtio.host.pages import HUGE_PAGE
 from uvirtio.spec import features as f
 
 
@@ -443,8 +444,17 @@ def test_balloon_pages_are_anonymous_where_maps_pin(tmp_path):
         assert played.pinned == 0
 
 
-def test_without_a_map_that_pins_only_huge_pages_stay(played, monkeypatch):
+def test_balloon_pages_may_be_huge_ones_which_make_few_runs(tmp_path):
+    with opened(Played(tmp_path, pins=True)) as node, node.dma(True) as space:
+        assert space.pin(HUGE_PAGE + PAGE).vaddr % HUGE_PAGE == 0
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_without_a_map_that_pins_only_huge_pages_stay(played, monkeypatch, refused):
+    """Where the maps pin nothing, and where the kernel refuses the map: scattered pages are too many entries."""
     asked = []
+    if refused:
+        played.refuse["iotlb 2"] = errno.EFAULT
 
     class Huge:
         def __init__(self, roots, *, translated, pagemap):
@@ -459,8 +469,9 @@ def test_without_a_map_that_pins_only_huge_pages_stay(played, monkeypatch):
 
     monkeypatch.setattr(memory, "PhysicalDmaSpace", Huge)
     with opened(played) as node:
-        with node.dma(True) as space, pytest.raises(HugePagesLack):
+        with node.dma(True) as space, pytest.raises(HugePagesLack) as lack:
             space.pin(PAGE + 1)
+        assert isinstance(lack.value.__cause__, OperationFailed) == refused
         assert asked == [2 * PAGE, "closed"]
         assert played.maps == {}  # what was tried first is gone
 

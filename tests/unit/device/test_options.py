@@ -14,8 +14,9 @@ import uvirtio
 from tests.fakes.fakesys import FakeSys
 from uvirtio import opening
 from uvirtio.backends.vfio_pci import VfioPciFunction
-from uvirtio.device import DEFAULT_TIMEOUT, Device, OpenKeywords, OpenOptions
+from uvirtio.device import DEFAULT_TIMEOUT, Device, OpenKeywords, OpenOptions, RingChoice
 from uvirtio.device import keywords as keywords_of_open
+from uvirtio.device.options import _RINGS
 from uvirtio.errors import BadAddress, Closed, UsageError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
@@ -28,6 +29,10 @@ def test_the_keywords_of_open_are_the_fields_of_the_options():
     keywords = typing.get_type_hints(OpenKeywords)
     assert {**keywords, "roots": Roots} == fields
     assert not OpenKeywords.__required_keys__
+
+
+def test_the_rings_that_are_taken_are_those_of_the_keyword():
+    assert typing.get_args(RingChoice) == _RINGS
 
 
 def test_the_options_are_frozen_and_compare_by_value():

@@ -539,6 +539,10 @@ def test_every_named_bit_of_a_type_lies_in_the_types_range():
             assert features.kind(entry) is Kind.DEVICE, entry
 
 
+def test_the_types_with_dependencies_are_those_of_the_table():
+    assert features.DEPENDS.keys() == features.WITH_DEPENDENCIES
+
+
 @st.composite
 def dependencies(draw):
     numbers = st.integers(min_value=0, max_value=15)

@@ -78,7 +78,12 @@ def killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dea
     """Kill a command that is none, three times; what is told of the machine after each death can be chosen."""
 
     def run(
-        name: str = "", value: Any = None, late: int = 0, seconds: float | None = None, **victim: Any
+        name: str = "",
+        value: Any = None,
+        late: int = 0,
+        ends: int = 0,
+        seconds: float | None = None,
+        **victim: Any,
     ) -> deaths.Deaths:
         told: dict[str, Any] = {"up": False, "code": 0, "huge": 4, "log": LOG}
         lives = [3.0] * (late + 1)
@@ -90,8 +95,8 @@ def killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dea
             return bytes(record)
 
         def start(*_words: str) -> Child:
-            if lives:
-                return Child(lives.pop())
+            if lives:  # the first is the one that is left alone
+                return Child(lives.pop(), ends if len(lives) < late else 0)
             if name in told:
                 told[name] = value
             return Child(1e9)
@@ -137,7 +142,7 @@ def test_a_kill_that_comes_late_tells_how_long_the_command_lives(
 
     def live(_self: object, _victim: object, child: Child, _seconds: float) -> int | None:
         now[0] += next(lives)
-        return None if child._looks > 1e6 else 0
+        return None if child._looks > 1e6 else child._code
 
     def draw(_least: float, most: float) -> float:
         drawn.append(most)
@@ -147,8 +152,11 @@ def test_a_kill_that_comes_late_tells_how_long_the_command_lives(
     monkeypatch.setattr(deaths.Killing, "_live", live)
     monkeypatch.setattr(deaths.random, "Random", lambda _seed: SimpleNamespace(uniform=draw, randbytes=bytes))
     found = killed(late=1)
-    assert (found.late, found.kills) == (1, 3)
+    assert (found.late, found.kills, found.faults) == (1, 3, [])
     assert drawn == pytest.approx([8.0, 0.05, 0.05, 0.05])
+    lives = iter([8.0, *[0.05] * 20])
+    lives = iter([8.0, *[0.05] * 20])
+    assert killed(late=1, ends=3).faults == ["kill 0: before it was killed it ended with 3: said"]
     lives = iter([8.0, *[0.05] * 20])
     assert killed(late=10).faults == ["no kill met a living command; 10 came late"], "and proves nothing"
 

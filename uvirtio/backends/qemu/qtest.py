@@ -196,11 +196,7 @@ class Qtest(Connection):
     def drain(self) -> None:
         """Take the interrupt lines that QEMU has sent, without waiting."""
         with self._lock:
-            self._check()
-            if self._mute:
-                self._listen()
-            if self._unsure:
-                self._synchronise()
+            self._ready()
             for _ in range(_MOST_DRAINED):
                 try:
                     count = self._socket.recv_into(self._piece, 0, _socket.MSG_DONTWAIT)
@@ -216,6 +212,7 @@ class Qtest(Connection):
                     if not self._owed:
                         self._nonsense(line)
                     self._acknowledged(line)
+            self._unsure = False
 
     # --- the protocol ---
 
@@ -250,14 +247,13 @@ class Qtest(Connection):
     def _acknowledged(self, answer: bytes) -> None:
         line = self._owed.pop(0)
         if not answer.startswith(b"OK"):
-            self._unsure = True  # other answers are on their way
             self._refused(line, answer)
 
     def _ready(self) -> None:
-        """Prepare to send a command.
+        """Prepare to send a command, or to take what was sent.
 
-        A signal handler's exception may come at any place from here until the response is read; then the number of
-        pending responses is unknown, and the next command finds it out first.
+        A signal handler's exception, or a refusal, may come at any place from here until the responses are read;
+        then the number of pending ones is unknown, and the next call finds it out first.
         """
         if self._closed:
             self._check()

@@ -24,10 +24,10 @@ from uvirtio.backends.pages import (
     Memory,
     PagedBlock,
     advise,
-    ordinary,
+    in_huge_pages,
 )
 from uvirtio.backends.physical import PhysicalBlock, PhysicalDmaSpace
-from uvirtio.errors import MemlockExceeded, OperationFailed
+from uvirtio.errors import HugePagesLack, MemlockExceeded, OperationFailed
 from uvirtio.host import limits
 from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE
@@ -145,7 +145,11 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
         return self._shown(_shared(self._rounded(size, self._unit)))
 
     def pin(self, size: int) -> VdpaBlock | PhysicalBlock:
-        """Allocate zeroed memory with a fixed place: small pages, or huge ones where the device's maps do not pin.
+        """Allocate zeroed memory with a fixed place: pinned by a map, or from the pool of huge pages.
+
+        From the pool where the device's maps do not pin, and where the kernel refuses the map: for each run of
+        page frames it keeps an entry, and Linux 6.12 refused small pages that lay scattered after some 2,000 of
+        them. Transparent huge pages, as far as the kernel has them at hand, make few runs.
 
         Args:
             size: Length in bytes; rounded up to pages.
@@ -153,7 +157,7 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
         Raises:
             BadSize: ``size`` is not positive.
             MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
-            HugePagesLack: The pool has not enough pages.
+            HugePagesLack: The pool is needed and has not enough pages.
             PagemapHidden: This process may not read physical addresses.
             NotSupported: Huge pages are needed, and the kernel has none of 2 MiB.
             OperationFailed: The kernel refused the map, or no device addresses are left.
@@ -161,13 +165,20 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
         """
         size = self._rounded(size, self._unit)
         before = pinned_bytes(self._roots)
-        block = self._shown(ordinary(size, small_pages=True))
-        if pinned_bytes(self._roots) - before >= size:
-            return block
-        block.close()
+        refused: OperationFailed | None = None
+        try:
+            block = self._shown(in_huge_pages(size))
+            if pinned_bytes(self._roots) - before >= size:
+                return block
+            block.close()
+        except OperationFailed as error:
+            refused = error
         if self._huge is None:
             self._huge = PhysicalDmaSpace(self._roots, translated=True, pagemap=self._pagemap)
-        return self._huge.pin(size)
+        try:
+            return self._huge.pin(size)
+        except HugePagesLack as error:
+            raise error from refused
 
     def _shown(self, memory: Memory) -> VdpaBlock:
         try:

@@ -425,8 +425,9 @@ class VhostVdpaNode:
             raise failed(
                 f"the IOTLB message {kind} to {self.address}",
                 error,
-                expected="a range of VHOST_VDPA_GET_IOVA_RANGE with no map in it, and memory that may be pinned",
-                remedy="see the kernel's log (dmesg)",
+                expected="a range of VHOST_VDPA_GET_IOVA_RANGE with no map in it, "
+                "and memory that may be pinned, in few runs of page frames",
+                remedy="see the kernel's log (dmesg); scattered memory: 'echo 1 > /proc/sys/vm/compact_memory'",
             ) from error
         if written != len(data):
             raise OperationFailed(
