@@ -128,11 +128,12 @@ class WaitLoop:
         self._fired, self._takers = None, {}
 
     def close(self) -> None:
-        """Close the eventfd; nothing may wait any more."""
+        """Close the eventfd; nothing may wait any more. Idempotent."""
         self.forget()
         with self._waking:
-            self._closed = True
-            os.close(self._wake)
+            closed, self._closed = self._closed, True
+            if not closed:
+                os.close(self._wake)
 
     # --- the loop -------------------------------------------------------------------------------------------
 

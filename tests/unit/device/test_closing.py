@@ -12,6 +12,7 @@ import pytest
 
 import uvirtio
 from uvirtio import Device, scripted
+from uvirtio.device import signals
 from uvirtio.device.signals import signals_held
 from uvirtio.errors import Closed, UvirtioError
 
@@ -106,6 +107,21 @@ def test_a_queue_that_is_gone_is_no_key_error() -> None:
         assert device.queues.get(7) is None
 
 
+def test_a_callback_that_closes_within_its_own_close_closes_once() -> None:
+    """Closing waits for what is in flight, and that wait has the callback, too."""
+    model = scripted.Disk()
+    found = scripted.ScriptedDevice(model)
+    with uvirtio.open(found, timeout=0.3) as device:
+        disk = uvirtio.Blk(device)
+        model.hold = True
+        out = [disk.submit_read(0, 1)]
+        device.pulse = device.close
+        with pytest.raises(Closed):
+            disk.wait(out, timeout=1)
+        assert not out[0].done and device.state == "closed"
+    found.assert_left()
+
+
 def test_memory_is_freed_though_a_view_of_it_is_not_released() -> None:
     class Mistake(Exception):
         pass
@@ -131,7 +147,8 @@ class CtrlC(BaseException):
 def test_handlers_come_back_though_each_of_them_raises() -> None:
     """A signal at each place of the exchange: all handlers are as before, and none is lost that came meanwhile."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    real, before = signal.signal, {number: signal.getsignal(number) for number in numbers}
+    used: Any = vars(signals)["signal"]  # the module that it calls by this name
+    real, before = used.signal, {number: used.getsignal(number) for number in numbers}
     taken: list[int] = []
 
     def handler(number: int, _frame: object) -> None:
@@ -151,10 +168,10 @@ def test_handlers_come_back_though_each_of_them_raises() -> None:
                 return found
 
             taken.clear()
-            signal.signal = exchange  # type: ignore[assignment]
+            used.signal = exchange
             with suppress(CtrlC), signals_held():
                 pass
-            signal.signal = real
+            used.signal = real
             assert {number: signal.getsignal(number) for number in numbers} == dict.fromkeys(numbers, handler)
             assert len(taken) == (place < len(numbers) * 4), place
         with suppress(CtrlC), signals_held():
@@ -163,6 +180,6 @@ def test_handlers_come_back_though_each_of_them_raises() -> None:
             taken.clear()
         assert taken == list(numbers)
     finally:
-        signal.signal = real
+        used.signal = real
         for number, one in before.items():
             real(number, one)
