@@ -604,7 +604,7 @@ class Device(DeviceState):
         """
         if self._closed or not self._ours():
             return
-        self.closing = True
+        self._for_good = self.closing = True
         self._waiting.wake()
         with self._lock, signals_held():
             if self._closed:

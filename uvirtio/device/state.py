@@ -196,6 +196,8 @@ class DeviceState(StaysHere):
         """Called ten times a second by whatever wait goes on, for displays. It must neither add nor reap chains;
         what it raises ends the wait, as the reason given to ``interrupt`` does."""
         self._closed = False
+        self._for_good = False
+        """``close`` was called: ``closing`` stays."""
         self._owner_pid = os.getpid()
         self._made_here = made_here()
         self._lock = threading.RLock()
@@ -380,9 +382,12 @@ class DeviceState(StaysHere):
         if not self._acquire(blocking=False):
             self.closing = True
             wake()
-            self._acquire()
-            self.closing = self._closed
-            quieten()
+            try:
+                self._acquire()
+            finally:  # also where a signal handler raises: then the device goes on
+                if not self._for_good:
+                    self.closing = False
+                    quieten()
         try:
             yield
         finally:

@@ -96,6 +96,26 @@ def test_a_close_from_another_thread_ends_what_waits_without_end(name: str, way:
             assert device.state == "closed" and device.closing
 
 
+def test_a_stop_that_a_signal_ends_leaves_the_device_in_use() -> None:
+    with waiting("input") as (device, driver, end):
+        acquire = device._acquire
+
+        def interrupted(*, blocking: bool = True) -> bool:
+            if blocking:
+                raise CtrlC
+            return acquire(blocking=False)
+
+        device._acquire = interrupted  # type: ignore[assignment]
+        with pytest.raises(CtrlC):
+            device.stop()
+        assert not device.closing
+        device._acquire = acquire
+        driver.close()
+        assert isinstance(end(), Closed)
+        device.pulse = None
+        WAITS["input"][1](device).close()
+
+
 def test_a_queue_that_is_gone_is_no_key_error() -> None:
     """A callback resets or leaves the device in the middle of a call, which then looks for its queue."""
     with uvirtio.open(scripted.ScriptedDevice(scripted.Balloon())) as device:
