@@ -54,7 +54,10 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
     [race] = folder.rglob("test_wakeups.py")
     marked = [
         str(folder / name)
-        for name in ("binding/test_rules.py", "binding/test_unreadable.py", "host/test_denylist.py")
+        for name in (
+            *("binding/test_rules.py", "binding/test_unreadable.py"),
+            *("host/test_denylist.py", "host/test_whole.py"),
+        )
     ]
     parts = [words for words in noted if isinstance(words, tuple) and words[0].startswith("unit ")]
     assert [name for name, _, _ in parts] == ["unit 1 of 2", "unit 2 of 2"]
