@@ -179,7 +179,11 @@ class Killing:
         while deaths.kills < count and deaths.kills + deaths.late < 2 * count + 4 and len(deaths.faults) < 5:
             if deaths.kills and seconds is not None and time.monotonic() - begin > seconds:
                 break
-            deaths.faults += [f"kill {deaths.kills}: {fault}" for fault in self._kill(victim, deaths)]
+            try:
+                deaths.faults += [f"kill {deaths.kills}: {fault}" for fault in self._kill(victim, deaths)]
+            except AssertionError as error:  # of what goes before a command, which a fault may have left impossible
+                deaths.faults.append(f"after kill {deaths.kills}: {error}")
+                break
         for _ in range(deaths.kills // 5):
             if len(deaths.faults) < 5:
                 deaths.faults += [f"stop {deaths.stops}: {fault}" for fault in self._stop(victim, deaths)]

@@ -25,7 +25,7 @@ from uvirtio.qemu import Machine
 from uvirtio.spec.blk import REQUESTQ
 
 SECTORS = 8  # 4 KiB
-DEPTH, CHUNK = 32, 20
+DEPTH, CHUNK = 32, 16
 BLOCKS = 1024
 PATIENCE = 100e-6
 """Seconds for which both sides look before they sleep."""

@@ -249,6 +249,26 @@ class Fixed(_Ours):
         self.back = back
 
 
+class Turns(Fixed):
+    """The same by a caller with twice the slots, who posts the others while the last ones are looked at."""
+
+    def fresh(self) -> None:
+        super().fresh()
+        self.other = array("H", range(self.batch, 2 * self.batch))
+
+    def once(self) -> bytes:
+        self.back, self.other = self.other, self.back
+        return super().once()
+
+    def chunk(self, answers: Iterable[bytes]) -> None:
+        back, other, give, post, reap = self.back, self.other, self.device.give, self.slots.submit, self.slots.reap
+        for answer in answers:
+            post(other)
+            give(answer)
+            back, other = reap(), back
+        self.back, self.other = back, other
+
+
 class PackedEngine(Engine):
     """The same on a packed ring."""
 
@@ -256,6 +276,12 @@ class PackedEngine(Engine):
 
 
 class PackedFixed(Fixed):
+    """The same on a packed ring."""
+
+    packed = True
+
+
+class PackedTurns(Turns):
     """The same on a packed ring."""
 
     packed = True
@@ -315,21 +341,25 @@ def run(runs: int, quick: bool) -> Section:
         (BATCH, True, ANY_ORDER),
         (1, False, SINGLE),
     ):
-        kinds = (Plain, Engine, Fixed, Floor, PackedEngine, PackedFixed)
+        kinds = (Plain, Engine, Fixed, Turns, Floor, PackedEngine, PackedFixed, PackedTurns)
         loops = [kind(batch, shuffled=shuffled) for kind in kinds]
         measured = measure.interleaved(runs, *(_rate(loop, rounds) for loop in loops))
-        plain, engine, fixed, floor, packed, packed_fixed = measured
+        plain, engine, fixed, turns, floor, packed, packed_fixed, packed_turns = measured
         section.add(f"{name}: ctypes, no checks (baseline)", plain, "desc/s")
         section.add(f"{name}: engine, all checks", engine, "desc/s")
         section.add(f"{name}: fixed slots, all checks", fixed, "desc/s")
+        section.add(f"{name}: fixed slots in turn, all checks", turns, "desc/s")
         section.add(f"{name}: the floor, nothing kept", floor, "desc/s")
         section.add(f"{name}: packed engine, all checks", packed, "desc/s")
         section.add(f"{name}: packed fixed slots, all checks", packed_fixed, "desc/s")
+        section.add(f"{name}: packed fixed slots in turn, all checks", packed_turns, "desc/s")
         ours = {
             "engine": engine,
             "fixed slots": fixed,
+            "fixed slots in turn": turns,
             "packed engine": packed,
             "packed fixed slots": packed_fixed,
+            "packed fixed slots in turn": packed_turns,
         }
         for what, values in ours.items():
             section.compare(f"{name}: {what} / baseline", values, plain, _WANTED[name].get(what))

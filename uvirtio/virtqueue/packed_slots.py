@@ -140,7 +140,7 @@ class PackedSlots(RingBooks):
             return self._lay(here, slots[:fits]) + self._lay(over, slots[fits:])
         given = joined(self._given[here < size], slots)
         end = here + len(slots)
-        self._order[here:end] = slots
+        self._record(here, slots)
         if self._loose is None:
             # In order a used descriptor has the address that was given, if the device leaves that as it is.
             used = array("Q", given)
@@ -217,6 +217,9 @@ class PackedSlots(RingBooks):
 
     def _posted_ever(self) -> int:
         return self._ring._next_slot
+
+    def _reaped_ever(self) -> int:
+        return self._ring.slots_reaped
 
     def _whole(self, elements: bytes, here: int) -> bytes:
         """Return those of the slots that are used for certain.

@@ -140,6 +140,10 @@ class RingBooks(Books):
     that the slot needs there is in the ring and in the record already. ``_steady`` is the number of the first slot
     to be posted of which that can be true: a lap after the last change of a length.
 
+    A caller who has more slots than are out, and takes them in turn, posts others than came last. That these are
+    idle is seen without a set of those in flight, once the whole record repeats one round of slots: then none is
+    posted twice within a round.
+
     At the first slot out of order those in flight become the set ``_loose``, until all of them have come, the last
     ones in order.
     """
@@ -166,6 +170,10 @@ class RingBooks(Books):
         self._order = array("H", bytes(2 * places))
         self._expected = bytearray(self.WIDTH * places)
         self._steady = first + places
+        self._round = 0
+        """Number of slots in the round that the order repeats; 0: it is not known to repeat any."""
+        self._changed = first
+        """Number of the last slot that was posted in a place of another's, or when that was last looked at."""
         self._loose: set[int] | None = None
         # Slots in ``_loose`` that have come: those of ``_back``. If they go out again as they are, nothing has to
         # be taken out and put back.
@@ -178,6 +186,40 @@ class RingBooks(Books):
             return NOTHING
         order, at, over = self._order, first % self._places, (end - 1) % self._places + 1
         return order[at:over] if at < over else order[at:] + order[:over]
+
+    def check(self, slots: Sequence[int]) -> None:
+        """Check that all of ``slots`` exist, once each, and are idle; see ``Books``."""
+        if slots and slots != self._back:
+            if self._comes_round(slots):
+                self._back_raw = b""  # what is expected of them is in the record: from a lap ago
+            else:
+                self._look_up(slots)
+            self._back = array("H", slots)
+
+    def _comes_round(self, slots: Sequence[int]) -> bool:
+        """Return whether these slots are the next ones of a round, of which as many have come back."""
+        first, count = self._posted_ever(), len(slots)
+        if self._loose is not None:
+            return False
+        if not self._round:
+            if first - self._changed < self._places:
+                return False
+            order, self._changed = self._order, first
+            size = len({*order})
+            if self._places % size or order != order[:size] * (self._places // size):
+                return False
+            self._round = size
+        # Those that were posted here a lap ago, and since then once in each round.
+        return first + count - self._reaped_ever() <= self._round and self._posted(first, first + count) == slots
+
+    def _record(self, at: int, slots: array[int]) -> None:
+        """Record the slots that are posted from a place on, of which none is behind the last place."""
+        order, end = self._order, at + len(slots)
+        if self._loose is not None:
+            order[at:end] = slots  # a round is looked for anew when all have come
+        elif order[at:end] != slots:
+            self._round, self._changed = 0, self._posted_ever()  # first: an exception may come between the two
+            order[at:end] = slots
 
     def _in_flight(self) -> set[int]:
         """Return the slots in flight, of a ring that is used out of order."""
@@ -197,6 +239,8 @@ class RingBooks(Books):
 
     def _numbers_of(self, published: int) -> list[int]:
         """Return the numbers of the slots in flight, where ``published`` chains were posted since the start."""
+        if self._loose is None:
+            return list(range(self._reaped_ever(), published))
         out, found = set(self.out()), []
         oldest = max(0, published - self._size)
         for number in range(published - 1, oldest - 1, -1):
@@ -254,8 +298,9 @@ class RingBooks(Books):
             and found == self._posted(here, here + len(found))
         ):
             # All have come, these in order. What the record has by place is old.
-            self._loose, self._came = None, frozenset()
-            self._steady = self._posted_ever() + self._places
+            self._loose, self._came, self._round = None, frozenset(), 0
+            self._changed = self._posted_ever()
+            self._steady = self._changed + self._places
         return found
 
     def _format(self, count: int) -> _Formats:
@@ -287,6 +332,10 @@ class RingBooks(Books):
 
     def _posted_ever(self) -> int:
         """Return how many slots were posted since the start, shown or not."""
+        raise NotImplementedError
+
+    def _reaped_ever(self) -> int:
+        """Return how many slots were reaped since the start."""
         raise NotImplementedError
 
     def _whole(self, elements: bytes, here: int) -> bytes:

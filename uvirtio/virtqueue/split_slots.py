@@ -61,15 +61,16 @@ class SplitSlots(RingBooks):
 
     def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots; see ``Slots``."""
-        ring = self._ring
-        first = ring._laid
-        if slots != self._back or self._busy is not None or not show or first != ring.published:
-            return self._submit(slots, show)
-        count = len(slots)
+        ring, count = self._ring, len(slots)
         if not count:
             return False
         if ring.dead:
             ring.refuse()
+        if slots != self._back:
+            self.check(slots)
+        first = ring._laid
+        if self._busy is not None or not show or first != ring.published:
+            return self._submit(slots, show)
         at = first & self._mask
         if self._loose is not None:
             self._go_loose(self._back)
@@ -90,20 +91,14 @@ class SplitSlots(RingBooks):
         return not ring._used[_FLAGS] & USED_F_NO_NOTIFY
 
     def _submit(self, slots: Sequence[int], show: bool) -> bool:
-        """The same for any slots, shown now or later."""
-        count = len(slots)
-        if not count:
-            return False
+        """The same for slots that were checked, shown now or later, where a set is kept or others are laid."""
         ring = self._ring
-        if ring.dead:
-            ring.refuse()
-        self.check(slots)
         raw, self._back = self._back_raw, NOTHING
         if self._busy is not None:
             self._count_in(slots)
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         self._lay(ring._laid & self._mask, posted, raw if self._loose is None else b"")
-        ring._laid += count
+        ring._laid += len(slots)
         return self.show(ring._laid - ring.published) if show else False
 
     def _lay(self, at: int, slots: array[int], raw: bytes) -> None:
@@ -114,16 +109,18 @@ class SplitSlots(RingBooks):
             slots: The slots.
             raw: In order: the used elements that are expected.
         """
-        order, expected, avail = self._order, self._expected, self._ring._avail
+        expected, avail = self._expected, self._ring._avail
         end = at + len(slots)
         if end <= self._size:
-            order[at:end] = avail[_RING + at : _RING + end] = slots
+            avail[_RING + at : _RING + end] = slots
+            self._record(at, slots)
             if raw:
                 expected[8 * at : 8 * end] = raw
         else:
             fits, over = self._size - at, end - self._size
-            order[at:] = avail[_RING + at : _RING + self._size] = slots[:fits]
-            order[:over] = avail[_RING : _RING + over] = slots[fits:]
+            avail[_RING + at : _RING + self._size], avail[_RING : _RING + over] = slots[:fits], slots[fits:]
+            self._record(at, slots[:fits])
+            self._record(0, slots[fits:])
             if raw:
                 expected[8 * at :], expected[: 8 * over] = raw[: 8 * fits], raw[8 * fits :]
 
@@ -223,6 +220,9 @@ class SplitSlots(RingBooks):
 
     def _posted_ever(self) -> int:
         return self._ring._laid
+
+    def _reaped_ever(self) -> int:
+        return self._ring.reaped
 
     def _named(self, element: int) -> int:
         return element & 0xFFFF_FFFF  # all 32 bits: 0x10003 is not 3

@@ -12,6 +12,7 @@ import pytest
 from tests.fakes.ring_rigs import traced
 from tests.fakes.slot_rigs import ROOM, Bench, every_kind, fast_kind, lied_to, modes, no_kick
 from uvirtio.errors import Closed, DeviceBroken, RingCorruption, UsageError
+from uvirtio.scripted.ring import Chain
 
 
 @fast_kind
@@ -402,3 +403,131 @@ def test_what_came_waits_to_be_shown_once(kind: dict[str, Any]):
     with pytest.raises(UsageError):
         bench.slots.submit(back, show=False)
     assert bench.slots.laid == 2
+
+
+def looked_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Of which slots a set of those in flight was asked, from now on."""
+    asked: list[list[int]] = []
+    look_up = type(bench.slots)._look_up
+
+    def noted(books: Any, slots: Any) -> None:
+        asked.append(list(slots))
+        look_up(books, slots)
+
+    monkeypatch.setattr(type(bench.slots), "_look_up", noted)
+    return asked
+
+
+@fast_kind
+@pytest.mark.parametrize(("size", "count", "batch"), [(8, 4, 2), (8, 8, 3), (16, 4, 1), (8, 6, 3)])
+def test_slots_that_are_taken_in_turn_are_known_to_be_idle(
+    kind: dict[str, Any], size: int, count: int, batch: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Those in flight are not asked for any more, once the ring goes round, if a number of rounds fits it."""
+    bench = Bench(kind, size, count)
+    asked = looked_up(bench, monkeypatch)
+    idle, out = list(range(count)), []
+    for turn in range(12 * size):
+        now, idle = idle[:batch], idle[batch:]
+        bench.slots.submit(array("H", now))
+        came = list(bench.rig.device.pop_all())
+        assert [bench.slot_of(chain) for chain in came] == now
+        out += came
+        assert bench.slots.numbers() == list(range(batch * (turn + 1) - len(out), batch * (turn + 1)))
+        if len(idle) <= batch:
+            bench.finish(*out[:batch])
+            idle += bench.reap()
+            out = out[batch:]
+        if turn == 6 * size:
+            asked.clear()
+    assert bool(asked) is (size % count != 0)
+
+
+@fast_kind
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_leaves_the_round_is_checked_again(kind: dict[str, Any], seed: int):
+    """Against a plain record: in turn for a while, then any slots, known or not, some twice, some in flight."""
+    size, count, rng = 8, 8 if seed % 2 else 4, random.Random(seed)
+    bench = Bench(kind, size, count)
+    lap = 2 * size if kind["format"] == "packed" else size
+    idle: list[int] = list(range(count))
+    out: list[Any] = []
+    posted: list[int] = []
+    refused = shuffled = 0
+    for turn in range(1500):
+        wild = turn % 100 > 80
+        many = rng.randint(1, 2)
+        now = [rng.randrange(count) for _ in range(many)] if wild and rng.random() < 0.5 else idle[:many]
+        if out and rng.random() < 0.1:  # in flight, in the middle of rounds
+            now = [bench.slot_of(rng.choice(out))]
+        if len(posted) >= lap and posted[-lap] not in idle and rng.random() < 0.5:
+            now = posted[-lap:][:1]  # in flight, and what was posted in this place a lap ago
+        if not now or len(now) != len(set(now)) or not set(now) <= set(idle):
+            if now:
+                refused += 1
+                with pytest.raises(UsageError):
+                    bench.slots.submit(array("H", now))
+                assert list(bench.rig.device.pop_all()) == []
+        else:
+            bench.slots.submit(array("H", now))
+            out += bench.rig.device.pop_all()
+            posted += now
+            idle = [slot for slot in idle if slot not in now]
+        assert sorted(bench.slots.out()) == sorted(bench.slot_of(chain) for chain in out)
+        if rng.random() < (0.3 if wild else 0.03) and len(out) > 1:
+            shuffled += 1
+            rng.shuffle(out)
+        back = rng.randint(0, len(out))
+        bench.finish(*out[:back])
+        came = bench.reap()
+        assert came == [bench.slot_of(chain) for chain in out[:back]]
+        out, idle = out[back:], idle + came
+    assert refused > 50 and shuffled > 10
+
+
+@pytest.mark.parametrize("slots", [[0, 1, 2, 3, 1, 0, 2, 3], [0, 1, 0, 1, 2, 3, 2, 3]])
+def test_what_repeats_lap_by_lap_need_not_be_a_round(slots: list[int]):
+    """The slot that was posted here a lap ago was posted since then: it is in flight."""
+    bench = Bench({"format": "split"}, 8, 4)
+    twice = next(at for at in range(8) if slots[at] in slots[max(0, at - 3) : at])
+    before = slots.index(slots[twice])
+    for slot in 4 * slots + slots[:before]:
+        bench.slots.submit(array("H", [slot]))
+        bench.finish(*bench.rig.device.pop_all())
+        assert bench.reap() == [slot]
+    for slot in slots[before:twice]:
+        bench.slots.submit(array("H", [slot]))
+    with pytest.raises(UsageError):
+        bench.slots.submit(array("H", [slots[twice]]))
+
+
+@fast_kind
+def test_a_round_that_was_left_out_of_order_is_none(kind: dict[str, Any]):
+    """For a lap one slot overtakes another, again and again; then the same are posted as in that lap."""
+    bench = Bench(kind, 8, 4)
+    lap = 16 if kind["format"] == "packed" else 8
+
+    def post(slot: int) -> Chain:
+        bench.slots.submit(array("H", [slot]))
+        (chain,) = bench.rig.device.pop_all()
+        return chain
+
+    out = [post(0)]
+    for number in range(1, 4 * lap + 1):  # a round, with one in flight
+        out.append(post(number % 4))
+        bench.finish(out.pop(0))
+        assert bench.reap() == [(number - 1) % 4]
+    bench.finish(*out)
+    bench.reap()
+    overtaken = post(1)
+    for _ in range(lap - 2):
+        bench.finish(post(2))
+        assert bench.reap() == [2]
+    bench.finish(overtaken)
+    assert bench.reap() == [1]
+    bench.finish(post(3))
+    assert bench.reap() == [3]
+    post(1)
+    post(2)
+    with pytest.raises(UsageError):
+        bench.slots.submit(array("H", [2]))
