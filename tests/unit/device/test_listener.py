@@ -136,6 +136,8 @@ def test_a_vector_that_fired_at_two_looks_is_expected_at_the_next_ones(expecting
     assert [expecting.interrupt() for _ in range(5)] == [1, 1, 0, 0, 0]
     expecting.now += 2e-3
     assert [expecting.interrupt() for _ in range(3)] == [1, 0, 0], "the others are looked at, within a millisecond"
+    expecting.now += 0.2
+    assert [expecting.interrupt() for _ in range(4)] == [0, 1, 1, 0], "each event was asked, by none of the looks"
     expecting.now += 2e-3
     device, looks = expecting.device, expecting.looks
     for found in range(1, 4):
