@@ -165,6 +165,8 @@ def traced(rig: Rig, *, weak: bool = False) -> list[tuple[str, str, int]]:
         view = getattr(queue, name)
         if view is not None:
             setattr(queue, name, Spy(view, name, trace))
+    if queue.kind == "split":
+        queue._split_views()
     if hasattr(queue, "_put"):
         queue._put = descriptor_writer(queue._desc)
     rig.on_fence = lambda: trace.append(("fence", "full", 0))

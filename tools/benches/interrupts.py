@@ -2,7 +2,8 @@
 
 With a device: a request is kicked, QEMU answers it and writes the vector's eventfd; the bare loop has the same
 rings and the same kick, and only an epoll and a read for the interrupt. Without: the eventfd is written here, so
-that nothing but the loop itself is measured.
+that nothing but the loop itself is measured: one after the other, which the loop expects after two of them, and
+each after a wait that found nothing, so that it does not.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from uvirtio.qemu import Machine
 from uvirtio.spec import rng as spec
 
 
-def _rate(count: int, one: Callable[[], None]) -> float:
-    """A second's worth of ``one``, by the median of its times."""
+def _rate(count: int, one: Callable[[], None], before: Callable[[], object] = lambda: None) -> float:
+    """A second's worth of ``one``, by the median of its times; ``before`` each, not timed."""
     took = []
     for _ in range(count):
+        before()
         begin = time.perf_counter()
         one()
         took.append(time.perf_counter() - begin)
@@ -71,12 +73,17 @@ def run(runs: int, quick: bool) -> Section:
     with Machine("q35", ["virtio-rng-pci"]) as machine:
         function = machine.functions[0]
         with identify(function.address, function) as device, Rng(device):
-            works = [partial(_rate, count, one) for one in loops(device)]
-            ours, bare, ours_alone, bare_alone = measure.interleaved(runs, *works)
+            ones = loops(device)
+            works = [partial(_rate, count, one) for one in ones]
+            nothing = partial(device.wait, lambda: True, timeout=5, what="nothing")
+            works.append(partial(_rate, count, ones[2], nothing))
+            ours, bare, ours_alone, bare_alone, unexpected = measure.interleaved(runs, *works)
     section.add("with a device: wait loop", ours, "irq/s")
     section.add("with a device: kick, epoll, read", bare, "irq/s")
     section.add("eventfd alone: wait loop", ours_alone, "irq/s")
+    section.add("eventfd alone, not expected: wait loop", unexpected, "irq/s")
     section.add("eventfd alone: write, epoll, read", bare_alone, "irq/s")
     section.compare("with a device: wait loop / bare loop", ours, bare, 0.8)
     section.compare("eventfd alone: wait loop / bare loop", ours_alone, bare_alone, 0.65)
+    section.compare("eventfd alone, not expected: wait loop / bare loop", unexpected, bare_alone, None)
     return section

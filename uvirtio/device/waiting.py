@@ -34,8 +34,15 @@ POLL_FIRST, POLL_LAST = 50e-6, 10e-3
 _SLICE = 0.1
 """Seconds. No wait relies on an interrupt for longer than this: a lost one costs time, never progress."""
 
+_LIKELY = 1e-3
+"""Seconds. For as long a vector that fired at each look is tried without a look at the other events."""
+
 _OVERSLEPT = 0.5
 """Seconds. Waking this much later than asked means that this process was stopped, not that the device was slow."""
+
+
+Fired = tuple[tuple[int, int], ...]
+"""File descriptors that can be read, each with its epoll events."""
 
 
 class Waited(Protocol):
@@ -98,8 +105,13 @@ class WaitLoop:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._listener = Listener(self._clock.epoll)
         self._done = 0  # chains that had come back at the last sleep: only an interrupt can be for nothing
-        self._takers: Mapping[int, Callable[[], bool]] = {}
-        """By descriptor, while ``_listener`` has it: what takes an event that says nothing but used buffers."""
+        self._takers: Mapping[Fired, Callable[[], bool]] = {}
+        """By what fired, while ``_listener`` has it: what takes it, where that says nothing but used buffers."""
+        self._taker: Callable[[], bool] | None = None  # the one of the last look
+        self._found: Callable[[], bool] | None = None  # the one of the last wait's first look
+        self._likely: Callable[[], bool] = _nothing_fired
+        self._likely_until = 0.0
+        """Until then the first look of a wait is ``_likely``, as long as that takes an interrupt each time."""
         self._fired: Sequence[tuple[int, int]] | None = None  # what woke the loop just now; None: not asked yet
         self._look_at = 0.0  # when all events are looked at again, fired or not
 
@@ -125,7 +137,7 @@ class WaitLoop:
     def forget(self) -> None:
         """Stop listening to the device's events, before they are closed."""
         self._listener.forget()
-        self._fired, self._takers = None, {}
+        self._fired, self._takers, self._found, self._likely_until = None, {}, None, 0.0
 
     def close(self) -> None:
         """Close the eventfd; nothing may wait any more. Idempotent."""
@@ -159,12 +171,17 @@ class WaitLoop:
             DeviceGone: The device was removed.
             Closed: The device was closed during the wait.
         """
-        monotonic = self._monotonic
-        now = begin = monotonic()
-        self._take(now)
+        now = begin = self._monotonic()
+        if now < self._likely_until and self._interruption is None and self._likely():
+            self.interrupted = True
+            self.counters.interrupts_taken += 1
+        elif self._take(now):
+            self._expect(now)
+        else:
+            self._found, self._likely_until = None, 0.0
         if ready():  # for most waits, so before all that is needed to sleep
             return True
-        device, polled = self._device, False
+        device, monotonic, polled = self._device, self._monotonic, False
         deadline = inf if timeout is None else begin + timeout
         next_check = begin + _SLICE
         while True:
@@ -266,17 +283,16 @@ class WaitLoop:
             if not fired:
                 self.interrupted = False
                 return False
-            if len(fired) == 1:
-                take = self._takers.get(fired[0][0])
-                if take is not None:  # what most interrupts are, without the transport's function
-                    self.interrupted = told = take()
-                    self.counters.interrupts_taken += told
-                    return told
+            self._taker = take = self._takers.get(tuple(fired))
+            if take is not None:  # what most interrupts are, without the transport's function
+                self.interrupted = told = take()
+                self.counters.interrupts_taken += told
+                return told
             known = [number for number, _ in fired]
         else:
             # All events are read now and then in any case: one may hold what was read together with another
             # (see the Event protocol), and its descriptor does not show that; nor is there any where none exist.
-            self._look_at = now + _SLICE
+            self._look_at, self._taker = now + _SLICE, None
         causes = self._transport.causes(known)
         if causes is USED:
             self.interrupted = True
@@ -294,6 +310,19 @@ class WaitLoop:
             self.counters.interrupts_taken += 1
         return told
 
+    def _expect(self, now: float) -> None:
+        """Note what the first look of a wait took; of two in a row that are the same vector of queues, expect it.
+
+        The first looks of the next waits only try to take that vector, which saves a system call for each: until
+        one finds nothing, and for a millisecond at most, because they do not see the other events. A change of the
+        configuration, or the removal, waits no longer than that, or until a wait sleeps.
+        """
+        before, self._found = self._found, self._taker
+        if before is None or before is not self._found:
+            self._likely_until = 0.0
+        else:
+            self._likely, self._likely_until = before, now + _LIKELY
+
     def _listening(self) -> bool:
         """Whether one call says which events fired; without descriptors, each has to be asked."""
         listener = self._listener
@@ -304,7 +333,8 @@ class WaitLoop:
         with limits.told(f"{self._device.address} cannot be waited for"):
             listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
             if isinstance(self._transport, HasQueueEvents):
-                self._takers = {event.fileno(): event.take for event in self._transport.queue_events()}
+                events = self._transport.queue_events()
+                self._takers = {((event.fileno(), select.EPOLLIN),): event.take for event in events}
         return True
 
     def _end(self) -> None:
@@ -372,6 +402,10 @@ class WaitLoop:
             self.counters.polled += 1
             self._poll.found()
         return found
+
+
+def _nothing_fired() -> bool:
+    return False
 
 
 def gone(address: str, transport: Transport, seen: str) -> DeviceGone:

@@ -66,6 +66,32 @@ def words64(memory: memoryview, offset: int, count: int) -> memoryview:
     return _words(memory, offset, count, 8, "Q")
 
 
+def columns(words: memoryview) -> tuple[memoryview, memoryview]:
+    """View every second word from the first on, and every second from the second on: the halves of pairs.
+
+    An item access of these is one load or store, too, and its index is the number of the pair.
+    """
+    if isinstance(words, memoryview):
+        return words[::2], words[1::2]
+    return _Column(words, 0), _Column(words, 1)
+
+
+class _Column:
+    """The same where something stands for the view that notes what is read of it."""
+
+    def __init__(self, words: memoryview, first: int) -> None:
+        self._words, self._first = words, first
+
+    def __getitem__(self, number: int) -> int:
+        return self._words[2 * number + self._first]
+
+    def __setitem__(self, number: int, value: int) -> None:
+        self._words[2 * number + self._first] = value
+
+    def release(self) -> None:
+        """Do nothing: the words are released by themselves."""
+
+
 FEW = 64
 """The most elements of a batch that one call copies, or takes apart: each number has a format of its own."""
 

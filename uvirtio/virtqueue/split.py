@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from uvirtio.errors import RingCorruption, UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
-from uvirtio.memory.access import words16, words32
+from uvirtio.memory.access import columns, words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
 from uvirtio.typed import TYPE_CHECKING
@@ -76,8 +76,14 @@ class SplitQueue(VirtqueueBase):
         "_free",
         "_heads",
         "_held",
+        "_ids",
+        "_lengths",
         "_mask",
+        "_reaping",
+        "_rests",
         "_ring",
+        "_starts",
+        "_unheld",
         "_used",
         "_used_event",
     )
@@ -88,28 +94,45 @@ class SplitQueue(VirtqueueBase):
         self._used_event = ring.used_event_offset(size) // 2
         self._avail_event = ring.avail_event_offset(size) // 2
 
-        # Free descriptors: a stack, or with IN_ORDER a queue, in ring order for ever.
+        # Free descriptors, the next one last: a stack, or with IN_ORDER a queue, in ring order for ever.
         # The ring's indices are the chains since the start (VirtqueueBase), modulo 65,536.
         self._free: list[int] | deque[int] = list(range(size - 1, -1, -1))
         if self._in_order:
-            self._free = deque(range(size))
+            self._free = deque(self._free)
         self._heads = [0] * size if self._in_order else []
         """With IN_ORDER: the head of each chain, by its number modulo the size."""
 
         self._held: list[_Held | None] = [None] * size
         """By head: the chain that its descriptors, or its table, have been written for and still hold."""
 
+        self._unheld = 7 * size
+        """A chain of one element is noted there if its number has no bit of this: in every eighth lap. A caller
+        with buffers that stay in place has all of them there soon; new tuples each time cost little.
+        """
+
         self._avail = watched(driver, 0, words16(driver.view, 0, 3 + size))
         self._ring = watched(driver, ring.RING_ENTRIES, words16(driver.view, ring.RING_ENTRIES, size))
         self._used = watched(device, 0, words16(device.view, 0, 3 + 4 * size))
         entries = words32(device.view, ring.RING_ENTRIES, 2 * size)
         self._elements = watched(device, ring.RING_ENTRIES, entries)
+        self._split_views()
+        self._views += [self._starts, self._rests, self._ids, self._lengths]
         self._views += [self._avail, self._ring, self._used, self._elements]
         # 2.7.10.1: used.flags starts at 0; so does everything else, whatever the block held before.
         for word in (_FLAGS, _IDX, self._used_event):
             self._avail[word] = 0
         for word in (_FLAGS, _IDX, self._avail_event):
             self._used[word] = 0
+
+    def _split_views(self) -> None:
+        """View the halves of descriptors and of used elements each by itself: then one index is for both."""
+        self._starts, self._rests = columns(self._desc)
+        self._ids, self._lengths = columns(self._elements)
+        self._gather()
+
+    def _gather(self) -> None:
+        self._reaping = (self._ids, self._lengths, self._out, self._free, self._mask)
+        """What ``reap`` needs of these, in one look."""
 
     @staticmethod
     def area_sizes(size: int) -> tuple[int, int, int]:
@@ -141,6 +164,7 @@ class SplitQueue(VirtqueueBase):
         if self._shut:
             self.refuse()
         free: Any = self._free  # a list, wherever something is held
+        laid = self._laid
         held = self._held[free[-1]] if free else None
         if held is not None and held[0] is readable and held[1] is writable:
             # The chain for which these descriptors were written. They came back together, the head on top: if one
@@ -155,27 +179,26 @@ class SplitQueue(VirtqueueBase):
             # The most frequent chain, so without a loop, and without a call.
             if readable:
                 address, length = readable[0]
-                room, word = 0, length
+                room = flags = 0
             else:
                 address, length = writable[0]
-                room, word = length, length | _WRITE
-            if not (0 < length <= MAX_LENGTH and 0 <= address <= SAFE_ADDRESS):
+                room, flags = length, _WRITE
+            if length < 1 or length > MAX_LENGTH or address < 0 or address > SAFE_ADDRESS:
                 measure(readable, writable, self.size)
             if not free:
                 raise self._full(1, 0)
             chain = None
-            head = free.pop() if not self._in_order else free.popleft()
-            self._desc[2 * head] = address
-            self._desc[2 * head + 1] = word
-            if self._in_order:
-                self._heads[self._laid & self._mask] = head
-            elif type(writable) is tuple and type(readable) is tuple:  # as long as it is these objects
-                self._held[head] = readable, writable, room, chain
-            elif held is not None:
+            head = free.pop()
+            if held is not None:
                 self._held[head] = None
+            self._starts[head] = address
+            self._rests[head] = length | flags
+            if self._in_order:
+                self._heads[laid & self._mask] = head
+            elif not laid & self._unheld and type(writable) is tuple and type(readable) is tuple:
+                self._held[head] = readable, writable, room, chain  # as long as it is these objects
         else:
             head, room, chain = self._write(readable, writable)
-        laid = self._laid
         self._out[head] = (cookie, room, chain, laid)
         # Not visible yet: the device reads no further than avail.idx.
         self._ring[laid & self._mask] = head
@@ -221,7 +244,7 @@ class SplitQueue(VirtqueueBase):
         if self._tables and count <= INDIRECT_ENTRIES:
             if not free:
                 raise self._full(1, 0)
-            head = self._take()
+            head = free.pop()
             held[head] = None
             self._fill_table(head, readable, writable, count)
             # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
@@ -230,7 +253,7 @@ class SplitQueue(VirtqueueBase):
         else:
             if len(free) < count:
                 raise self._full(count, len(free))
-            taken = tuple([self._take() for _ in range(count)])
+            taken = tuple([free.pop() for _ in range(count)])
             for number in taken:
                 held[number] = None
             self._fill_chain(taken, readable, writable)
@@ -240,11 +263,6 @@ class SplitQueue(VirtqueueBase):
         elif type(readable) is tuple and type(writable) is tuple:
             held[head] = readable, writable, room, chain
         return head, room, chain
-
-    def _take(self) -> int:
-        """Return a free descriptor; there must be one."""
-        free = self._free
-        return free.pop() if type(free) is list else free.popleft()  # type: ignore[union-attr]
 
     def _fill_chain(
         self, chain: tuple[int, ...], readable: Sequence[SgEntry], writable: Sequence[SgEntry]
@@ -354,13 +372,13 @@ class SplitQueue(VirtqueueBase):
                 self._undelivered = done  # in case a later element is invalid
                 self._harvest_in_order(end, number + count, done)
             else:
-                elements, out, free, mask = self._elements, self._out, self._free, self._mask
+                ids, lengths, out, free, mask = self._reaping
                 # Each element is checked in full before it changes anything (2.7.8).
                 try:
-                    while number != end:
-                        place = 2 * (number & mask)
-                        head = elements[place]  # all 32 bits: 0x10003 is not 3
-                        written = elements[place + 1]
+                    while True:
+                        place = number & mask
+                        head = ids[place]  # all 32 bits: 0x10003 is not 3
+                        written = lengths[place]
                         cookie, room, chain, laid = (out[head] if head <= mask else None) or NOT_OUT
                         if laid >= published:
                             self.reaped = number
@@ -374,6 +392,8 @@ class SplitQueue(VirtqueueBase):
                             free += chain  # the next one takes them in the same order
                         number += 1
                         done.append(make_tuple(Completion, (cookie, written)))
+                        if number == end:
+                            break
                 except RingCorruption:
                     self._undelivered = done
                     raise
@@ -399,6 +419,8 @@ class SplitQueue(VirtqueueBase):
         The chains before it have no length of their own: they count as written in full. ``announced`` is the
         number of the first chain that used.idx does not include.
         """
+        free = self._free
+        assert isinstance(free, deque)
         for number in range(self.reaped, end):
             if number > self._told:
                 place = 2 * (number & self._mask)
@@ -414,7 +436,7 @@ class SplitQueue(VirtqueueBase):
             assert posted is not None
             cookie, room, chain, _ = posted
             self._out[head] = None
-            self._free.extend((head,) if chain is None else chain[::-1])
+            free.extendleft((head,) if chain is None else chain[::-1])
             self.reaped = number + 1
             done.append(Completion(cookie, self._told_written if number == self._told else room))
 
@@ -591,6 +613,7 @@ class SplitQueue(VirtqueueBase):
 
     def _forget(self) -> None:
         self._free = []
+        self._gather()
 
 
 def make_split(index: int, size: int, dma: DmaSpace, options: RingOptions) -> SplitQueue:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import pytest
 
 from uvirtio import opening
+from uvirtio.device import Device
 from uvirtio.device.listener import Listener
 from uvirtio.drivers.rng import Rng as Driver
 from uvirtio.errors import DeviceGone
@@ -91,6 +92,105 @@ def test_a_vector_of_queues_alone_needs_no_look_at_causes(vectors: int, monkeypa
         taken = device.counters.interrupts_taken
         assert not device.service() and not device.interrupted and device.counters.interrupts_taken == taken
     scripted.assert_left()
+
+
+class _Expecting:
+    """A device whose last vector is of a queue alone, with a clock that stands still, and a count of the looks."""
+
+    def __init__(self, device: Device, scripted: ScriptedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.device, self.scripted = device, scripted
+        self.looks = 0
+        loop = device._waiting
+        self.event = [one for one in scripted.msix if one is not None][-1]
+        assert not device.wait(lambda: False, timeout=0.01, what="nothing", owed=False)
+        self.now = device.clock.monotonic()
+        loop._look_at = self.now + 0.1
+        monkeypatch.setattr(loop, "_monotonic", lambda: self.now)
+        look = loop._listener.look
+
+        def counted(seconds: float, most: int) -> list[tuple[int, int]]:
+            self.looks += 1
+            return look(seconds, most)
+
+        monkeypatch.setattr(loop._listener, "look", counted)
+
+    def interrupt(self) -> int:
+        """An interrupt, and a wait that takes it; how many looks at all events that took."""
+        looks, counters = self.looks, self.device.counters
+        taken = counters.interrupts_taken
+        self.event.fire()
+        assert self.device.wait(lambda: counters.interrupts_taken > taken, timeout=30, what="an interrupt")
+        assert counters.interrupts_taken == taken + 1 and self.device.interrupted
+        return self.looks - looks
+
+
+@pytest.fixture
+def expecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Expecting]:
+    scripted = ScriptedDevice(Rng(), vectors=3)
+    with opening.identify("0000:00:04.0", scripted, timeout=30) as device, Driver(device):
+        yield _Expecting(device, scripted, monkeypatch)
+    scripted.assert_left()
+
+
+def test_a_vector_that_fired_at_two_looks_is_expected_at_the_next_ones(expecting: _Expecting):
+    assert [expecting.interrupt() for _ in range(5)] == [1, 1, 0, 0, 0]
+    expecting.now += 2e-3
+    assert [expecting.interrupt() for _ in range(3)] == [1, 0, 0], "the others are looked at, within a millisecond"
+    expecting.now += 0.2
+    assert [expecting.interrupt() for _ in range(4)] == [0, 1, 1, 0], "each event was asked, by none of the looks"
+    expecting.now += 2e-3
+    device, looks = expecting.device, expecting.looks
+    for found in range(1, 4):
+        assert device.wait(lambda: True, timeout=30, what="what is there")
+        assert not device.interrupted and expecting.looks == looks + found
+    assert [expecting.interrupt() for _ in range(3)] == [1, 1, 0], "it did not fire at the last one"
+
+
+def test_one_that_is_expected_and_does_not_come_is_expected_no_more(expecting: _Expecting):
+    assert [expecting.interrupt() for _ in range(3)] == [1, 1, 0]
+    device, takes, take = expecting.device, 0, expecting.device._waiting._likely
+
+    def counted() -> bool:
+        nonlocal takes
+        takes += 1
+        return take()
+
+    device._waiting._likely = counted
+    for found in range(1, 4):
+        looks = expecting.looks
+        assert device.wait(lambda: True, timeout=30, what="what is there")
+        assert not device.interrupted and (expecting.looks, takes) == (looks + 1, 1), found
+
+
+def test_what_else_fires_is_seen_although_a_vector_is_expected(expecting: _Expecting):
+    device, scripted = expecting.device, expecting.scripted
+    assert [expecting.interrupt() for _ in range(3)] == [1, 1, 0]
+    scripted.interrupt_config()
+    assert expecting.interrupt() == 0 and device.counters.config_changes == 0
+    # A wait that is not over looks at all of them, before it sleeps.
+    assert device.wait(lambda: device.counters.config_changes == 1, timeout=30, what="the change")
+    assert [expecting.interrupt() for _ in range(3)] == [1, 1, 0]
+    scripted.interrupt_config()
+    expecting.now += 2e-3
+    assert expecting.interrupt() == 1 and device.counters.config_changes == 2
+    assert [expecting.interrupt() for _ in range(3)] == [1, 1, 0], "one after a change is not expected at once"
+    assert scripted.removal is not None
+    scripted.removal.fire()
+    expecting.now += 2e-3
+    with pytest.raises(DeviceGone):
+        expecting.interrupt()
+
+
+def test_a_wait_that_expects_a_vector_is_ended_as_any_other(expecting: _Expecting):
+    device = expecting.device
+    assert [expecting.interrupt() for _ in range(3)] == [1, 1, 0]
+    device.interrupt(KeyError("a signal handler's"))
+    with pytest.raises(KeyError):
+        expecting.interrupt()
+    expecting.event.take()
+    assert expecting.interrupt() == 0
+    device.stop()
+    assert device._waiting._likely_until == 0.0, "its event is closed"
 
 
 def test_a_removal_that_its_descriptor_does_not_tell_is_found_within_a_moment():

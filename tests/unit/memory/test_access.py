@@ -16,7 +16,7 @@ from uvirtio.memory.access import FdRegisters, MappedRegisters, words16, words32
 
 SETUP = """
 import ctypes, mmap, struct
-from uvirtio.memory.access import MappedRegisters, words16, words32, words64
+from uvirtio.memory.access import MappedRegisters, columns, words16, words32, words64
 from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.split import SplitQueue
 page = mmap.mmap(-1, 4096)
@@ -25,6 +25,8 @@ registers = MappedRegisters(page, 0, 64)
 odd = MappedRegisters(page, 21, 3)
 whole = memoryview(page)
 halves, words, quads = words16(whole, 8, 4), words32(whole, 8, 4), words64(whole, 8, 4)
+firsts, seconds = columns(words)
+starts, rests = columns(quads)
 field = ctypes.c_uint32.from_buffer(page, 8)
 class Area:
     def __init__(self):
@@ -53,6 +55,9 @@ SINGLE: dict[str, tuple[str, str, int, int, int]] = {
     "words32 store": ("words[0] = 0x12345678", "base + 8", 0, 1, 4),
     "words64 load": ("quads[0]", "base + 8", 1, 0, 8),
     "words64 store": ("quads[0] = 0x123456789abcdef0", "base + 8", 0, 1, 8),
+    "columns load, first": ("firsts[1]", "base + 16", 1, 0, 4),
+    "columns load, second": ("seconds[1]", "base + 20", 1, 0, 4),
+    "columns store of 64 bits": ("rests[0] = 0x123456789abcdef0", "base + 16", 0, 1, 8),
     "publish, avail.idx": ("queue.add((), [(64, 64)], 0); queue.publish()", "avail.base + 2", 0, 1, 2),
     "publish, used.flags": ("queue.add((), [(64, 64)], 0); queue.publish()", "used.base", 1, 0, 2),
     "reap, used.idx": ("queue.reap()", "used.base + 2", 1, 0, 2),

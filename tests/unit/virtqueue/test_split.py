@@ -168,6 +168,34 @@ def test_a_table_that_has_the_chain_is_not_written_again_and_any_other_is():
     through(*first)
 
 
+def test_single_chains_are_noted_in_every_eighth_lap_and_found_in_any():
+    rig, size = Rig(), 8
+    trace = traced(rig)
+
+    def through(chain: tuple[tuple[int, int], ...], count: int) -> int:
+        """How many of so many chains, one after the other, were written into their descriptor."""
+        before = len(trace)
+        for _ in range(count):
+            rig.queue.add((), chain, "x")
+            rig.queue.publish()
+            (popped,) = rig.device.pop_all()
+            assert [(one.address, one.length) for one in popped.elements] == [*chain]
+            rig.device.push(popped, chain[0][1])
+            assert [*rig.queue.reap()] == [("x", chain[0][1])]
+        return sum(entry[:2] == ("store", "_desc") for entry in trace[before:]) // 2
+
+    first, second, third = (((A + at, 16 + at),) for at in (0, 32, 64))
+    assert through(first, size) == 1
+    assert through(first, 3 * size) == 0, "noted in the first lap, found in all"
+    assert through(second, 4 * size) == 4 * size
+    assert through(second, size) == 1, "noted in the ninth"
+    assert (through(third, 2), through(second, 2), through(second, 5 * size)) == (2, 2, 5 * size), (
+        "it was replaced"
+    )
+    for _ in range(20):  # the same addresses, but a list, or a new tuple
+        assert through((*[(A, 4)],), 1) == 1
+
+
 @pytest.mark.spec("SPL-20", "SPL-21", "SPL-19")
 def test_without_event_idx_flags_decide_and_avail_event_is_ignored():
     rig = Rig(64)
