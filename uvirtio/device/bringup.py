@@ -18,7 +18,6 @@ from uvirtio.spec.ring import MAX_SIZE, is_power_of_two
 from uvirtio.typed import TYPE_CHECKING, NamedTuple
 from uvirtio.virtqueue import Virtqueue
 from uvirtio.virtqueue.base import RingOptions
-from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.split import make_split
 
 if TYPE_CHECKING:
@@ -261,7 +260,11 @@ class RingMaker(NamedTuple):
             clamp_used_len=self.transport.legacy or spec.clamp_used_len,
             one_region=layout.one_region,
         )
-        return (make_packed if packed else make_split)(spec.index, size, self.dma, options)
+        if not packed:
+            return make_split(spec.index, size, self.dma, options)
+        from uvirtio.virtqueue.packed import make_packed
+
+        return make_packed(spec.index, size, self.dma, options)
 
     def _has(self, bit: int) -> bool:
         return bool(self.features >> bit & 1)

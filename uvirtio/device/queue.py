@@ -12,10 +12,11 @@ from uvirtio.memory.clock import HostClock
 from uvirtio.memory.forks import StaysHere
 from uvirtio.typed import TYPE_CHECKING, NamedTuple
 from uvirtio.virtqueue import Completion, SgEntry, Virtqueue
-from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from uvirtio.virtqueue.slots import Chain, Slots
 
 _MARKS = 64
 """Times of publication that are kept before those of chains that came back are dropped."""
@@ -217,6 +218,8 @@ class Queue(StaysHere):
         Returns:
             The slots, numbered in the order of ``chains``.
         """
+        from uvirtio.virtqueue.slots import fixed_slots  # a third of what queues take, and single chains want none
+
         self._slots = fixed_slots(self.ring, chains)
         return self._slots
 
