@@ -346,7 +346,7 @@ def identify(
         trace = register_trace(address, options.trace)
         transport = _transport(found, trace, options.force_legacy)
         from uvirtio.device.core import Device
-        from uvirtio.interfaces.backend import WithoutIommu
+        from uvirtio.interfaces.runtime import WithoutIommu
 
         with limits.told(f"{address} cannot be opened"):
             device = Device(address, transport, options)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own name for it: checkers take it for true
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
     from typing import NamedTuple as NamedTuple
     from typing import Protocol as Protocol
     from typing import cast as cast
     from typing import runtime_checkable as runtime_checkable
 else:
-    from collections import namedtuple
+    from collections import _tuplegetter
 
     class _NamedTupleMaker(type):
         """Makes a class with annotated fields into what ``collections.namedtuple`` makes."""
@@ -24,20 +25,66 @@ else:
         def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
             if not bases:
                 return type.__new__(mcs, name, bases, body)
-            fields = body["__annotations__"]
-            defaults = [body.pop(field) for field in fields if field in body]
-            made = namedtuple(name, fields, defaults=defaults, module=body["__module__"])
-            made.__new__.__annotations__ = fields
-            for key, value in body.items():
-                if key not in ("__slots__", "__module__"):
-                    setattr(made, key, value)
+            fields = tuple(body["__annotations__"])
+            defaults = {field: body.pop(field) for field in fields if field in body}
+            names = ", ".join(fields)
+            # Written out, as collections.namedtuple does it: a call has the speed and the signature of its own.
+            new = eval(f"lambda _cls, {names}: _new(_cls, ({names},))", {"_new": tuple.__new__})  # noqa: S307
+            new.__name__, new.__qualname__ = "__new__", f"{name}.__new__"
+            new.__defaults__, new.__annotations__ = tuple(defaults.values()), body["__annotations__"]
+            body = {
+                **_METHODS,
+                "__new__": new,
+                "_fields": fields,
+                "_field_defaults": defaults,
+                "__match_args__": fields,
+                **{field: _tuplegetter(index, "A field.") for index, field in enumerate(fields)},
+                "__doc__": f"{name}({names})",
+                **body,
+                "__slots__": (),
+            }
+            return type(name, (tuple,), body)
+
+    class _Methods:
+        """The methods of all named tuples; ``collections.namedtuple`` makes them anew for each, 2 KiB of them."""
+
+        @classmethod
+        def _make(cls, values: Iterable[Any]) -> Any:
+            made = tuple.__new__(cls, values)
+            if len(made) != len(cls._fields):
+                raise TypeError(f"Expected {len(cls._fields)} arguments, got {len(made)}")
             return made
+
+        def _replace(self, /, **values: Any) -> Any:
+            made = self._make(map(values.pop, self._fields, self))
+            if values:
+                raise TypeError(f"Got unexpected field names: {list(values)!r}")
+            return made
+
+        __replace__ = _replace  # copy.replace, since 3.13
+
+        def _asdict(self) -> dict[str, Any]:
+            return dict(zip(self._fields, self, strict=True))
+
+        def __repr__(self) -> str:
+            values = ", ".join(f"{field}={value!r}" for field, value in zip(self._fields, self, strict=True))
+            return f"{type(self).__name__}({values})"
+
+        def __getnewargs__(self) -> tuple[Any, ...]:
+            return tuple(self)
+
+    _METHODS = {key: value for key, value in _Methods.__dict__.items() if callable(getattr(_Methods, key))}
 
     class NamedTuple(metaclass=_NamedTupleMaker):
         """What a class with annotated fields derives from to become a named tuple; no base of it then."""
 
     class _Checked(type):
         """Has ``isinstance`` ask for the members that a Protocol names, as typing's does."""
+
+        def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
+            if not bases or Protocol in bases:  # no instances, so no 1 KiB for their dictionaries
+                body.setdefault("__slots__", ())
+            return type.__new__(mcs, name, bases, body)
 
         def __instancecheck__(cls, instance: object) -> bool:
             if not cls._is_protocol:

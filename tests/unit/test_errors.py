@@ -306,6 +306,7 @@ RAISED = {
     "evidence/checker.py": {"ValueError"},  # caught around the parser that it stops
     "report/documents.py": {"ValueError"},  # the same
     "host/writer.py": {"OSError"},  # the kernel's answer to a write
+    "typed.py": {"TypeError"},  # as collections.namedtuple does
     "virtqueue/slots.py": {"AssertionError"},  # no caller gets there
 }
 

@@ -79,6 +79,10 @@ def test_a_named_tuple_refuses_what_it_lacks(made: Any) -> None:
         made(1, 2, "a", 4)
     with pytest.raises(AttributeError):
         made(1).x = 2
+    with pytest.raises(TypeError):
+        made._make([1, 2])
+    with pytest.raises((TypeError, ValueError)):  # the first since 3.13
+        made(1)._replace(z=2)
 
 
 def contracts(protocol: Any, checkable: Any) -> tuple[Any, Any, Any]:

@@ -30,9 +30,12 @@ from uvirtio.host import cpu, mmio, privilege, sysfs
 from uvirtio.host.lock import take_lock
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.memory.access import MappedRegisters
 from uvirtio.spec import mmio as spec
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Event, Registers
 
 WARNING = (
     "no IOMMU holds a device that is reached through /dev/mem: it can read and write all physical memory, and a "

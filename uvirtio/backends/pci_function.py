@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from uvirtio.errors import CapabilityError, DeviceGone, UvirtioError
-from uvirtio.interfaces.memory import Doorbell, Registers
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import pci
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Literal, NoReturn, Protocol, TypeVar
+
+    from uvirtio.interfaces.memory import Doorbell, Registers
 
     class _Sized(Protocol):
         @property

@@ -17,10 +17,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from uvirtio.backends.linear_blocks import GuestBlock
 from uvirtio.backends.owned_blocks import OwnedBlocks
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
-    GuestBlock,
     Memory,
     PagedBlock,
     advise,

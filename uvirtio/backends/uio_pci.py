@@ -44,11 +44,14 @@ from uvirtio.host.drivers import UIO, require_bound
 from uvirtio.host.lock import take_lock
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, BarInfo
 from uvirtio.memory.access import FdRegisters, MappedRegisters
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.spec import pci
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Event, Registers
 
 DRIVER = UIO
 

@@ -31,12 +31,15 @@ from uvirtio.errors import Closed, DeviceGone, OperationFailed
 from uvirtio.host.drivers import VFIO, pci_driver
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import DmaSpace, Event, Registers
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, BarInfo
 from uvirtio.memory.access import FdRegisters
 from uvirtio.memory.eventfd import EventFd, all_or_none
 from uvirtio.memory.iova import IovaAllocator
 from uvirtio.spec import pci
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import DmaSpace, Event, Registers
 
 
 class VfioFunction(BoundFunction):

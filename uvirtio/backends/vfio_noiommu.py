@@ -16,10 +16,13 @@ from uvirtio.backends.vfio_function import VfioFunction
 from uvirtio.backends.watched import WatchedRemoval
 from uvirtio.errors import Closed
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.spec import pci
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import DmaSpace
 
 
 class VfioNoIommuFunction(VfioFunction):

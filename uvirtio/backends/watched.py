@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.memory.access import ForwardedRegisters
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Event, Registers
 
 
 class WatchedRegisters(ForwardedRegisters):

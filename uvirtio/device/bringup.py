@@ -10,19 +10,20 @@ from contextlib import AbstractContextManager, nullcontext
 
 from uvirtio.device.queue import QUEUE_SIZE_MAX, QueueSpec
 from uvirtio.errors import FeatureMissing, QueueError, UsageError
-from uvirtio.interfaces.memory import DmaSpace
-from uvirtio.interfaces.transport import HasAdminQueues, QueueLayout, Transport
+from uvirtio.interfaces.runtime import HasAdminQueues
 from uvirtio.memory.fence import Fence
 from uvirtio.spec import features as f
 from uvirtio.spec.ring import MAX_SIZE, is_power_of_two
 from uvirtio.typed import TYPE_CHECKING, NamedTuple
-from uvirtio.virtqueue import Virtqueue
 from uvirtio.virtqueue.base import RingOptions
-from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.split import make_split
 
 if TYPE_CHECKING:
     from uvirtio.device.keywords import RingChoice
+    from uvirtio.interfaces.memory import DmaSpace
+    from uvirtio.interfaces.runtime import QueueLayout
+    from uvirtio.interfaces.transport import Transport
+    from uvirtio.virtqueue.interface import Virtqueue
 
 RING_FEATURES = f.mask(
     f.INDIRECT_DESC,
@@ -261,7 +262,11 @@ class RingMaker(NamedTuple):
             clamp_used_len=self.transport.legacy or spec.clamp_used_len,
             one_region=layout.one_region,
         )
-        return (make_packed if packed else make_split)(spec.index, size, self.dma, options)
+        if not packed:
+            return make_split(spec.index, size, self.dma, options)
+        from uvirtio.virtqueue.packed import make_packed  # here: a split ring wants none of it
+
+        return make_packed(spec.index, size, self.dma, options)
 
     def _has(self, bit: int) -> bool:
         return bool(self.features >> bit & 1)

@@ -33,9 +33,7 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.host import limits
-from uvirtio.interfaces.backend import Ends
-from uvirtio.interfaces.memory import DmaSpace
-from uvirtio.interfaces.transport import ResetsQueues, Transport
+from uvirtio.interfaces.runtime import Ends, ResetsQueues
 from uvirtio.interfaces.values import TIMEOUT_MAX
 from uvirtio.memory.fence import full_fence, platform_fence
 from uvirtio.memory.quarantine import keep_for_ever, keep_no_longer
@@ -43,10 +41,13 @@ from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
 from uvirtio.typed import TYPE_CHECKING
-from uvirtio.virtqueue import Virtqueue
 
 if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
+
+    from uvirtio.interfaces.memory import DmaSpace
+    from uvirtio.interfaces.transport import Transport
+    from uvirtio.virtqueue.interface import Virtqueue
 
     T = TypeVar("T")
 
@@ -258,9 +259,8 @@ class Device(DeviceState):
         for spec, ring in made:
             doorbell = self.transport.enable_queue(spec.index, ring.size, *ring.addresses)
             data = self.has(f.NOTIFICATION_DATA)
-            queue = self.queues[spec.index] = Queue(
-                spec, ring, doorbell, with_data=data, monotonic=self.clock.monotonic
-            )
+            queue = Queue(spec, ring, doorbell, with_data=data, monotonic=self.clock.monotonic)
+            self.queues[spec.index] = queue
             if self._witness is not None:
                 self._witness.watch(queue)
 

@@ -6,11 +6,13 @@ The ring's own words tell those cases apart (2.7, 2.8), so that an error does no
 from __future__ import annotations
 
 from uvirtio.errors import UvirtioError
-from uvirtio.typed import TYPE_CHECKING, NamedTuple, Protocol
-from uvirtio.virtqueue import Virtqueue
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any, Literal
+
+    from uvirtio.typed import Protocol
+    from uvirtio.virtqueue.interface import Virtqueue
 
     Stall = Literal["idle", "used", "suppressed", "untaken", "kept", "silent"]
     """Where the buffers of a queue are.
@@ -20,19 +22,18 @@ if TYPE_CHECKING:
     and returns none. ``silent``: it was kicked, and the ring does not show whether it took them.
     """
 
+    class HasBooks(Protocol):
+        """The part of a queue that is looked at."""
 
-class HasBooks(Protocol):
-    """The part of a queue that is looked at."""
+        index: int
+        name: str
+        ring: Virtqueue
+        kicks: int
+        kicked: int
 
-    index: int
-    name: str
-    ring: Virtqueue
-    kicks: int
-    kicked: int
-
-    def ages(self) -> list[tuple[int, float]]:
-        """The chains in flight, oldest first: number, and seconds since it was published."""
-        ...
+        def ages(self) -> list[tuple[int, float]]:
+            """The chains in flight, oldest first: number, and seconds since it was published."""
+            ...
 
 
 _AGES_MOST = 64

@@ -14,9 +14,13 @@ from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.state import DeviceState
 from uvirtio.errors import MemlockExceeded, UvirtioError
 from uvirtio.host.pages import CPU_PAGE
-from uvirtio.interfaces.memory import DmaSpace, LimitedSpace
+from uvirtio.interfaces.runtime import LimitedSpace
 from uvirtio.spec.page import PFN_SHIFT
-from uvirtio.virtqueue import Virtqueue
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import DmaSpace
+    from uvirtio.virtqueue.interface import Virtqueue
 
 
 class _Counted:
@@ -96,7 +100,8 @@ def whole_need(
     space = device._dma
     if not isinstance(error, MemlockExceeded) or not isinstance(space, LimitedSpace):
         return None
-    tally, rings, queues = _Tally(space), list[Virtqueue](), device.queues
+    rings: list[Virtqueue] = []
+    tally, queues = _Tally(space), device.queues
     device._dma = tally
     try:
         with suppress(UvirtioError):

@@ -10,7 +10,10 @@ import select
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from uvirtio.interfaces.clock import ClosingPoller
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.clock import ClosingPoller
 
 
 def _nothing(_seconds: float, _most: int) -> list[tuple[int, int]]:

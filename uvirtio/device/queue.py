@@ -7,15 +7,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from uvirtio.errors import Misuse
-from uvirtio.interfaces.memory import Doorbell
 from uvirtio.memory.clock import HostClock
 from uvirtio.memory.forks import StaysHere
 from uvirtio.typed import TYPE_CHECKING, NamedTuple
-from uvirtio.virtqueue import Completion, SgEntry, Virtqueue
-from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
+from uvirtio.virtqueue import Completion, SgEntry
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from uvirtio.interfaces.memory import Doorbell
+    from uvirtio.virtqueue.interface import Virtqueue
+    from uvirtio.virtqueue.slots import Chain, Slots
 
 _MARKS = 64
 """Times of publication that are kept before those of chains that came back are dropped."""
@@ -217,6 +219,8 @@ class Queue(StaysHere):
         Returns:
             The slots, numbered in the order of ``chains``.
         """
+        from uvirtio.virtqueue.slots import fixed_slots  # here: single chains want none of it
+
         self._slots = fixed_slots(self.ring, chains)
         return self._slots
 

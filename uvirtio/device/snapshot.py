@@ -6,12 +6,13 @@ from collections.abc import Callable
 from itertools import count
 
 from uvirtio.errors import ConfigUnstable
-from uvirtio.interfaces.clock import Clock
-from uvirtio.interfaces.transport import Transport
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import TypeVar
+
+    from uvirtio.interfaces.clock import Clock
+    from uvirtio.interfaces.transport import Transport
 
     T = TypeVar("T")
 

@@ -26,15 +26,17 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.host.cpu import require_host
-from uvirtio.interfaces.backend import GuestMachine, Hurries
-from uvirtio.interfaces.memory import DmaSpace
-from uvirtio.interfaces.recording import Witnesses
-from uvirtio.interfaces.transport import Transport
+from uvirtio.interfaces.runtime import GuestMachine, Hurries, Witnesses
 from uvirtio.interfaces.values import TIMEOUT_MAX
 from uvirtio.memory.clock import clock_of
 from uvirtio.memory.forks import StaysHere, check_process, made_here
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import DmaSpace
+    from uvirtio.interfaces.transport import Transport
 
 
 class Session:

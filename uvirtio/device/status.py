@@ -13,12 +13,15 @@ from uvirtio.errors import (
     ResetTimeout,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import after_reset_timeout
-from uvirtio.interfaces.clock import Clock
-from uvirtio.interfaces.transport import ConfirmsAbsence, Transport
+from uvirtio.interfaces.runtime import ConfirmsAbsence, after_reset_timeout
 from uvirtio.memory.clock import clock_of
 from uvirtio.spec import features as f
 from uvirtio.spec.status import Status, describe
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.clock import Clock
+    from uvirtio.interfaces.transport import Transport
 
 
 class StatusField:

@@ -16,17 +16,56 @@ from contextlib import suppress
 from math import inf
 
 from uvirtio.device.counters import Counters
-from uvirtio.device.evidence import HasBooks, of_queue
+from uvirtio.device.evidence import of_queue
 from uvirtio.device.listener import Listener
 from uvirtio.device.polling import PollWindow
 from uvirtio.device.storm import InterruptStorm
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, UvirtioError
 from uvirtio.host import limits
-from uvirtio.interfaces.backend import after_removal
-from uvirtio.interfaces.transport import USED, HasQueueEvents, Transport
+from uvirtio.interfaces.runtime import USED, HasQueueEvents, after_removal
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.clock import clock_of
-from uvirtio.typed import Protocol
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.device.evidence import HasBooks
+    from uvirtio.interfaces.transport import Transport
+    from uvirtio.typed import Protocol
+
+    class Waited(Protocol):
+        """The part of a device that the wait loop needs; ``Device`` documents its members."""
+
+        address: str
+        closing: bool
+        leaving: bool
+        pulse: Callable[[], None] | None
+
+        @property
+        def queues(self) -> Mapping[int, HasBooks]:
+            """The enabled queues by their index."""
+            ...
+
+        @property
+        def completions(self) -> int:
+            """Chains that the device returned on all queues."""
+            ...
+
+        def check_owner(self) -> None:
+            """Check that this process opened the device."""
+            ...
+
+        def given(self, seconds: float) -> float:
+            """The time-out that a wait of so many seconds had, for errors."""
+            ...
+
+        def put_off(self, seconds: float) -> None:
+            """Put off the deadline of the session."""
+            ...
+
+        def check_status(self) -> int:
+            """Read the status and check that the device still works."""
+            ...
+
 
 POLL_FIRST, POLL_LAST = 50e-6, 10e-3
 """Seconds between polls of something that causes no interrupt, growing from the first to the last."""
@@ -43,41 +82,6 @@ _OVERSLEPT = 0.5
 
 Fired = tuple[tuple[int, int], ...]
 """File descriptors that can be read, each with its epoll events."""
-
-
-class Waited(Protocol):
-    """The part of a device that the wait loop needs; ``Device`` documents its members."""
-
-    address: str
-    closing: bool
-    leaving: bool
-    pulse: Callable[[], None] | None
-
-    @property
-    def queues(self) -> Mapping[int, HasBooks]:
-        """The enabled queues by their index."""
-        ...
-
-    @property
-    def completions(self) -> int:
-        """Chains that the device returned on all queues."""
-        ...
-
-    def check_owner(self) -> None:
-        """Check that this process opened the device."""
-        ...
-
-    def given(self, seconds: float) -> float:
-        """The time-out that a wait of so many seconds had, for errors."""
-        ...
-
-    def put_off(self, seconds: float) -> None:
-        """Put off the deadline of the session."""
-        ...
-
-    def check_status(self) -> int:
-        """Read the status and check that the device still works."""
-        ...
 
 
 class WaitLoop:

@@ -10,7 +10,6 @@ from types import TracebackType
 
 from uvirtio.device import Device, Observer, Queue, QueueSpec, Session, unobserved
 from uvirtio.errors import NotVirtio
-from uvirtio.interfaces.memory import Block
 from uvirtio.memory.forks import StaysHere
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
@@ -19,6 +18,8 @@ from uvirtio.virtqueue import Completion, SgEntry
 
 if TYPE_CHECKING:
     from typing import ClassVar, Self
+
+    from uvirtio.interfaces.memory import Block
 
 
 class Driver(StaysHere):

@@ -11,9 +11,12 @@ from uvirtio.device import Queue
 from uvirtio.drivers.base import Driver
 from uvirtio.drivers.burst import BaseBurst
 from uvirtio.errors import BadSize, Closed, QueueFull, UsageError, UvirtioError
-from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.spec.page import VIRTIO_PAGE
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import Completion, SgEntry
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import DmaSpace
 
 POLL = 200e-6
 """Seconds for which a wait looks at the rings, at most, before it waits for an interrupt."""

@@ -7,11 +7,19 @@ their own beside the main one, and are tested with ``isinstance``.
 from __future__ import annotations
 
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, MemoryWindow, Registers
+from uvirtio.interfaces.runtime import Ends as Ends
+from uvirtio.interfaces.runtime import Guarded as Guarded
+from uvirtio.interfaces.runtime import GuestMachine as GuestMachine
+from uvirtio.interfaces.runtime import Hurries as Hurries
+from uvirtio.interfaces.runtime import WithoutIommu as WithoutIommu
+from uvirtio.interfaces.runtime import after_removal as after_removal
+from uvirtio.interfaces.runtime import after_reset_timeout as after_reset_timeout
+from uvirtio.interfaces.runtime import inspection as inspection
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.typed import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from typing import Any, Literal
+    from typing import Literal
 
 
 class PciFunction(Protocol):
@@ -416,127 +424,3 @@ class OtherSide(Protocol):
             data: The bytes.
         """
         ...
-
-
-@runtime_checkable
-class GuestMachine(Protocol):
-    """Optional ability of a back end's object: its device is in a guest machine that this process runs.
-
-    No operating system runs in that guest, so the drivers may use all of its memory.
-    """
-
-    id: str
-    """The machine's own name of the device: ``/machine/peripheral/ID`` in QEMU's object tree."""
-
-    @property
-    def ram(self) -> int:
-        """Guest memory in bytes, without what a virtio-mem device plugs."""
-        ...
-
-    def qmp(self, command: str, **arguments: Any) -> Any:
-        """Run a command of the machine's monitor (QMP) and return its result.
-
-        Args:
-            command: Its name.
-            **arguments: Its arguments.
-
-        Raises:
-            QemuFailed: The machine refuses the command.
-            DeviceGone: The machine has ended.
-            DeviceTimeout: The machine does not respond.
-            Closed: The machine was closed.
-        """
-        ...
-
-
-def after_removal(backend: object) -> str:
-    """Return what to do when the device behind ``backend`` is gone, for the remedy of DeviceGone."""
-    if isinstance(backend, GuestMachine):
-        return "its machine runs without it: plug in another device, or start another machine"
-    if getattr(backend, "bus", None) == "vhost-user":
-        return "start its back end again, then open the device again"
-    if not _in_sysfs(backend):
-        return "open it again: that makes another device"
-    return "uvirtio list shows what is left"
-
-
-def inspection(backend: object) -> str:
-    """Return how to look at the device behind ``backend``: ``inspect`` reads sysfs, where not every device is."""
-    return "uvirtio inspect" if _in_sysfs(backend) else "uvirtio diag -v"
-
-
-def _in_sysfs(backend: object) -> bool:
-    """Whether the device is one of this machine, and not one of another program or made of Python."""
-    return not str(getattr(backend, "address", "")).startswith(("qemu:", "scripted:", "vhost-user:"))
-
-
-def after_reset_timeout(backend: object, address: str) -> str:
-    """Return what to do when a device does not finish its reset (2.4.2), for the remedy of ResetTimeout.
-
-    Only a PCI function may have another reset than that of the device status.
-
-    Args:
-        backend: What the back end of the device provides.
-        address: The device, as the command line takes it.
-    """
-    if isinstance(backend, GuestMachine):
-        return "QEMU's device model hangs, and has no other reset: end its machine, and start another one"
-    bus = getattr(backend, "bus", None)
-    if bus == "pci" and getattr(backend, "has_reset", False):
-        consent = " --unsafe-dma" if isinstance(backend, WithoutIommu) else ""
-        return f"try a function-level reset: uvirtio reset {address} --flr{consent}, or Device.reset(flr=True)"
-    if bus == "vhost-user":
-        return "the back end's process hangs: end it, start it again, and open the device again"
-    if bus == "vdpa":
-        return "vhost-vdpa has no other reset: see the kernel's log for what its parent device says"
-    what = "a virtio-mmio window" if bus == "mmio" else "this function"
-    return f"{what} has no other reset: whatever provides the device (the host, of a guest) has to reset it"
-
-
-@runtime_checkable
-class Hurries(Protocol):
-    """Optional ability of a back end's object: accesses of the device are answered by a process, within a time."""
-
-    def hurry(self, deadline: float | None) -> float | None:
-        """Give the accesses of this thread a deadline before that of the back end.
-
-        Args:
-            deadline: A time of ``time.monotonic()``; None: that of the back end.
-
-        Returns:
-            The deadline before.
-        """
-        ...
-
-
-@runtime_checkable
-class Ends(Protocol):
-    """Optional ability of a back end's object: the device is a process, which can be seen to have ended."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended: nothing writes to memory any more."""
-        ...
-
-
-@runtime_checkable
-class Guarded(Protocol):
-    """Optional ability of a ``PciFunction``: a guardian process resets its device when this process is killed."""
-
-    def guard(self, bar: int, offset: int, width: int) -> None:
-        """Set where the device status is: the guardian writes 0 there and reads it back.
-
-        Args:
-            bar: Number of the BAR, 0 to 5.
-            offset: Place in the BAR, in bytes.
-            width: Width of the register, in bytes.
-        """
-        ...
-
-
-@runtime_checkable
-class WithoutIommu(Protocol):
-    """Optional ability of a back end's object: no IOMMU restricts the DMA of its device."""
-
-    warning: str
-    """What that means, for people."""

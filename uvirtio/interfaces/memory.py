@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Sequence
 
+from uvirtio.interfaces.events import Event as Event
+from uvirtio.interfaces.runtime import Exchanges as Exchanges
+from uvirtio.interfaces.runtime import LimitedSpace as LimitedSpace
+from uvirtio.interfaces.runtime import Step as Step
 from uvirtio.typed import Protocol, runtime_checkable
 
 
@@ -56,28 +59,6 @@ class Registers(Protocol):
         ...
 
 
-Step = tuple[int, int, int | None]
-"""One access to registers: the offset and the width, in bytes, and the value to write; None: it is a read."""
-
-
-@runtime_checkable
-class Exchanges(Protocol):
-    """Registers for which several accesses cost no more than one, since a round trip costs most of it."""
-
-    def exchange(self, steps: Sequence[Step]) -> list[int]:
-        """Make accesses in their order, and return what the reads among them read.
-
-        Args:
-            steps: The accesses. None depends on what another one reads.
-
-        Raises:
-            Misuse: One is outside the window, not aligned, or its value is too wide; none was made.
-            DeviceGone: The device was removed.
-            Closed: After ``close()``.
-        """
-        ...
-
-
 class Doorbell(Protocol):
     """The available buffer notification of a queue (2.3)."""
 
@@ -87,34 +68,6 @@ class Doorbell(Protocol):
 
     def close(self) -> None:
         """Release the doorbell; idempotent."""
-        ...
-
-
-class Event(Protocol):
-    """One interrupt vector as a file descriptor that polls readable.
-
-    A level-triggered line (INTx) stays masked after ``take()`` until ``rearm()``. ``take()`` must be called before
-    waiting on ``fileno()``: an implementation may hold events that it read together with something else.
-    """
-
-    def fileno(self) -> int:
-        """Return the file descriptor to poll for reading."""
-        ...
-
-    def take(self) -> bool:
-        """Consume what is pending, without waiting.
-
-        Returns:
-            Whether an interrupt was pending.
-        """
-        ...
-
-    def rearm(self) -> None:
-        """Unmask a level-triggered line, once its cause was read from the device; no effect on other vectors."""
-        ...
-
-    def close(self) -> None:
-        """Release the event; idempotent."""
         ...
 
 
@@ -207,19 +160,6 @@ class DmaSpace(Protocol):
 
     def close(self) -> None:
         """Free all memory of the space that is left; idempotent. The device must not use it any more."""
-        ...
-
-
-@runtime_checkable
-class LimitedSpace(Protocol):
-    """Optional ability of a ``DmaSpace``: its memory counts against RLIMIT_MEMLOCK, and it tells by how much."""
-
-    def lack(self, size: int) -> Exception | None:
-        """Return MemlockExceeded if this much in all, what it has included, exceeds the limit; None if not.
-
-        Args:
-            size: Bytes.
-        """
         ...
 
 

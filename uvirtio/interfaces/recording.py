@@ -2,67 +2,13 @@
 
 from __future__ import annotations
 
-from uvirtio.typed import TYPE_CHECKING, Protocol, runtime_checkable
+from uvirtio.interfaces.runtime import WatchesEvents as WatchesEvents
+from uvirtio.interfaces.runtime import WatchesWords as WatchesWords
+from uvirtio.interfaces.runtime import Witnesses as Witnesses
+from uvirtio.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from uvirtio.interfaces.backend import Backend
-    from uvirtio.interfaces.memory import Event
-
-
-@runtime_checkable
-class Witnesses(Protocol):
-    """Optional ability of a back end's object: it notes what goes on above it, for a record that people read."""
-
-    def note(self, text: str) -> None:
-        """Note a line of text."""
-        ...
-
-    def watch(self, queue: Any) -> None:
-        """Note the chains of a queue from now on.
-
-        Args:
-            queue: A ``uvirtio.device.Queue`` that was enabled just now.
-        """
-        ...
-
-
-@runtime_checkable
-class WatchesEvents(Protocol):
-    """Optional ability of a ``VdpaNode``: it notes what comes through the eventfds that its transport makes."""
-
-    def watched_event(self, name: str, event: Event) -> Event:
-        """Return what stands for a call.
-
-        Args:
-            name: What to call it in the record.
-            event: The eventfd; closed together with what is returned.
-        """
-        ...
-
-    def watched_doorbell(self, name: str, doorbell: Any) -> Any:
-        """Return what stands for a kick.
-
-        Args:
-            name: What to call it in the record.
-            doorbell: The eventfd; closed together with what is returned.
-        """
-        ...
-
-
-@runtime_checkable
-class WatchesWords(Protocol):
-    """Optional ability of a ``Block``: it notes what a ring reads of it, one access after the other."""
-
-    def watched(self, offset: int, words: memoryview) -> memoryview:
-        """Return what stands for ``words``: an object with the same items, whose reads are noted.
-
-        Args:
-            offset: Where the words begin in the block, in bytes.
-            words: A view of the block.
-        """
-        ...
 
 
 class Records(Protocol):

@@ -10,51 +10,16 @@ from collections.abc import Collection, Sequence
 
 from uvirtio.interfaces.backend import Backend
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
+from uvirtio.interfaces.runtime import USED as USED
+from uvirtio.interfaces.runtime import Causes as Causes
+from uvirtio.interfaces.runtime import ConfirmsAbsence as ConfirmsAbsence
+from uvirtio.interfaces.runtime import HasAdminQueues as HasAdminQueues
+from uvirtio.interfaces.runtime import HasQueueEvents as HasQueueEvents
+from uvirtio.interfaces.runtime import QueueLayout as QueueLayout
+from uvirtio.interfaces.runtime import ResetsQueues as ResetsQueues
+from uvirtio.interfaces.runtime import SharedRegion as SharedRegion
 from uvirtio.interfaces.values import InterruptMode
-from uvirtio.typed import NamedTuple, Protocol, runtime_checkable
-
-
-class SharedRegion(NamedTuple):
-    """A shared memory region of the device (2.10): its id, and its length in bytes."""
-
-    shmid: int
-    length: int
-
-
-@runtime_checkable
-class ResetsQueues(Protocol):
-    """Optional ability of a ``Transport`` with RING_RESET among its features: resetting single queues."""
-
-    def start_queue_reset(self, index: int) -> None:
-        """Start the reset of one queue (2.6.1)."""
-        ...
-
-    def queue_is_reset(self, index: int) -> bool:
-        """Whether that reset is complete; then the queue's doorbell is released and it can be enabled again."""
-        ...
-
-
-@runtime_checkable
-class ConfirmsAbsence(Protocol):
-    """Optional ability of a ``Transport``: a second register says whether there is a device at all.
-
-    A status of all ones alone is what a faulty device may show that still writes to memory. Where the transport
-    has no such register, memory has to be safe in another way: the kernel unmaps it (vDPA), or it is a file of its
-    own (vhost-user).
-    """
-
-    def is_absent(self) -> bool:
-        """Read that register, which is of use when the status reads all ones."""
-        ...
-
-
-@runtime_checkable
-class HasAdminQueues(Protocol):
-    """Optional ability of a ``Transport`` with ADMIN_VQ among its features: administration virtqueues."""
-
-    def admin_queues(self) -> range:
-        """Return the indices of the administration virtqueues (2.13); empty unless ADMIN_VQ was negotiated."""
-        ...
+from uvirtio.typed import Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -77,51 +42,6 @@ class SharesMemory(Protocol):
             ConfigError: There is no such region, or the piece is not all in it.
         """
         ...
-
-
-@runtime_checkable
-class HasQueueEvents(Protocol):
-    """Optional ability of a ``Transport``: some of its events say nothing but that buffers were used.
-
-    Where such an event alone has fired, taking it is all that ``causes`` would do, and ``USED`` what it would say.
-    """
-
-    def queue_events(self) -> Sequence[Event]:
-        """Return these among ``events()``, which stay the same until the interrupts are connected again."""
-        ...
-
-
-class QueueLayout(NamedTuple):
-    """What a transport knows of a queue before memory is allocated for it."""
-
-    size_max: int
-    """The maximum queue size, in entries; 0: the queue does not exist."""
-
-    size_fixed: bool = False
-    """Legacy PCI: the size cannot be reduced."""
-
-    one_region: bool = False
-    """Legacy: descriptors, available and used ring in one contiguous region, used aligned to 4096 (2.7.2)."""
-
-
-class Causes(NamedTuple):
-    """The causes of the interrupts that were just taken."""
-
-    config: bool = False
-    """The configuration changed, or the device needs a reset (2.3)."""
-
-    queues: bool = False
-    """A queue may have used buffers."""
-
-    removal: bool = False
-    """The device is being removed (hot-unplug)."""
-
-    spurious: bool = False
-    """An interrupt was taken, and the device names no cause."""
-
-
-USED = Causes(queues=True)
-"""What most interrupts say: one was taken, for used buffers alone. Transports may return this very object."""
 
 
 class Transport(Protocol):

@@ -22,21 +22,23 @@ from functools import cache
 from struct import Struct
 
 from uvirtio.errors import Closed, DeviceGone, Misuse
-from uvirtio.interfaces.memory import Exchanges, Registers, Step
+from uvirtio.interfaces.runtime import Exchanges
 from uvirtio.memory.fence import order_fence
-from uvirtio.typed import TYPE_CHECKING, Protocol
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from uvirtio.interfaces.memory import Registers, Step
+    from uvirtio.typed import Protocol
+
     Copier = Callable[[Any, int], tuple[bytes]]
     """Copies bytes out of a view, from an offset on: in one call, where a slice and ``bytes`` of it are two."""
 
+    class Buffer(Protocol):
+        """Objects with the buffer protocol: an mmap, a bytearray, another memoryview."""
 
-class Buffer(Protocol):
-    """Objects with the buffer protocol: an mmap, a bytearray, another memoryview."""
-
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 
 def words16(memory: memoryview, offset: int, count: int) -> memoryview:

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 
 from uvirtio.errors import NotSupported
-from uvirtio.host import cpu, remedies
+from uvirtio.host import cpu
 
 Fence = Callable[[], object]
 
@@ -74,6 +74,8 @@ def libatomic_fence() -> Fence:
         library = ctypes.PyDLL("libatomic.so.1")
         function = library.atomic_thread_fence
     except (OSError, AttributeError) as error:
+        from uvirtio.host import remedies  # here: only this error wants them
+
         raise NotSupported(
             "this CPU needs libatomic for its memory fences",
             seen=str(error),

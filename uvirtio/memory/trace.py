@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from uvirtio.interfaces.memory import Doorbell, Registers
 from uvirtio.interfaces.values import Trace
 from uvirtio.memory.access import ForwardedRegisters
-from uvirtio.typed import Protocol
+from uvirtio.typed import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Doorbell, Registers
 
 
 class Naming(Protocol):

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from uvirtio.errors import ConfigError, QueueError
-from uvirtio.interfaces.backend import Backend
-from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.transports.interrupt_modes import choose_mode
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.backend import Backend
+    from uvirtio.interfaces.memory import DmaSpace
 
 
 class TransportBase:

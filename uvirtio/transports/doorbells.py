@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from uvirtio.interfaces.memory import Registers
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Registers
 
 
 class _OwnRegister:

@@ -19,9 +19,7 @@ from uvirtio.errors import (
     NotVirtio,
     QueueError,
 )
-from uvirtio.interfaces.backend import MmioWindow, after_removal
-from uvirtio.interfaces.memory import Doorbell, Event, Registers
-from uvirtio.interfaces.transport import Causes, QueueLayout
+from uvirtio.interfaces.runtime import Causes, QueueLayout, after_removal
 from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.memory.access import read_field, write_field
 from uvirtio.memory.trace import TracedDoorbell, TracedRegisters
@@ -30,6 +28,11 @@ from uvirtio.spec import mmio
 from uvirtio.spec.page import VIRTIO_PAGE
 from uvirtio.transports.base import TransportBase
 from uvirtio.transports.mmio_doorbell import QueueNotifyDoorbell
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.backend import MmioWindow
+    from uvirtio.interfaces.memory import Doorbell, Event, Registers
 
 _ALL_ONES = 0xFFFFFFFF
 _CAUSES = int(mmio.Interrupt.USED_BUFFER | mmio.Interrupt.CONFIG_CHANGE)

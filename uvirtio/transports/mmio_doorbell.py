@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from uvirtio.interfaces.memory import Registers
 from uvirtio.spec import mmio
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Registers
 
 
 class QueueNotifyDoorbell:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, ConfigError, QueueError
-from uvirtio.interfaces.backend import inspection
-from uvirtio.interfaces.memory import Doorbell, Registers, Step
-from uvirtio.interfaces.transport import QueueLayout, SharedRegion
+from uvirtio.interfaces.runtime import QueueLayout, SharedRegion, inspection
 from uvirtio.memory.access import exchange
 from uvirtio.spec import features as f
 from uvirtio.spec import ids, pci
 from uvirtio.transports import pci_caps
 from uvirtio.transports.pci_base import PciBase, config_reader, device_ids
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Doorbell, Registers, Step
 
 COMMON_MIN = 0x38
 """Bytes of the common configuration that every device has; further ones come with features (4.1.4.3)."""

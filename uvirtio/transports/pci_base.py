@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Container, Sequence
 
 from uvirtio.errors import DeviceGone, NotVirtio
-from uvirtio.interfaces.backend import Guarded, PciFunction, after_removal
-from uvirtio.interfaces.memory import Doorbell, Event, Registers
-from uvirtio.interfaces.transport import USED, Causes
+from uvirtio.interfaces.runtime import USED, Causes, Guarded, after_removal
 from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.memory.access import read_field, write_field
-from uvirtio.memory.trace import TracedDoorbell, TracedRegisters
 from uvirtio.spec import ids, pci
 from uvirtio.transports import pci_caps
 from uvirtio.transports.base import TransportBase
 from uvirtio.transports.doorbells import DataDoorbell, IndexDoorbell
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.backend import PciFunction
+    from uvirtio.interfaces.memory import Doorbell, Event, Registers
+    from uvirtio.memory.trace import TracedRegisters
 
 
 def config_reader(function: PciFunction) -> Callable[[int, int], int]:
@@ -122,6 +125,7 @@ class PciBase(TransportBase):
 
     def _trace_config_space(self, trace: Trace) -> None:
         """Put the trace between the back end and its configuration space, so that its own accesses are told."""
+        from uvirtio.memory.trace import TracedRegisters
         from uvirtio.transports.register_names import PciConfigNames
 
         function = self._function
@@ -157,7 +161,8 @@ class PciBase(TransportBase):
     def _open_window(self, bar: int, offset: int, length: int, name: str) -> Registers:
         registers: Registers = self._function.registers(bar, offset, length)
         if self._trace is not None:
-            from uvirtio.transports.register_names import of_pci  # only where there is a trace
+            from uvirtio.memory.trace import TracedRegisters  # only where there is a trace
+            from uvirtio.transports.register_names import of_pci
 
             self._trace(f"{name}: {length} bytes at BAR {bar}+{offset:#x}")
             naming = of_pci(name, ids.type_name(self.device_id), lambda: self._msix_on)
@@ -221,6 +226,8 @@ class PciBase(TransportBase):
             width = pci.NOTIFY_DATA_WIDTH if data else pci.NOTIFY_WIDTH
             place = f"BAR {bar}+{offset:#x} {'eventfd' if by_event else f'write{8 * width}'}"
             mask = 0xFFFF_0000 if data else 0
+            from uvirtio.memory.trace import TracedDoorbell
+
             doorbell = TracedDoorbell(doorbell, index, place, self._trace, lambda value: value & mask | ident)
         self._doorbells[index] = doorbell
         return doorbell

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, Misuse
-from uvirtio.interfaces.memory import Registers
 from uvirtio.memory.access import WidthRegisters, read_field, write_field
 from uvirtio.spec import pci
 from uvirtio.transports.pci_caps import PCI_CFG, UNKNOWN, VENDOR, VirtioCapability
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Registers
 
 
 class CfgWindow:

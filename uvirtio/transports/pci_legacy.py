@@ -15,12 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, Misuse, NotSupported
-from uvirtio.interfaces.memory import Doorbell, Registers
-from uvirtio.interfaces.transport import QueueLayout
+from uvirtio.interfaces.runtime import QueueLayout
 from uvirtio.spec import features as f
 from uvirtio.spec import ids, pci, ring
 from uvirtio.transports import pci_caps
 from uvirtio.transports.pci_base import PciBase, config_reader, device_ids, not_virtio
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Doorbell, Registers
 
 QUEUES_ASKED = 16
 """Number of queues that are probed to find how many there are: no register has it."""

@@ -19,10 +19,7 @@ from uvirtio.errors import (
     QueueError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import VdpaNode, VhostUserNode
-from uvirtio.interfaces.memory import Doorbell, Event
-from uvirtio.interfaces.recording import WatchesEvents
-from uvirtio.interfaces.transport import Causes, QueueLayout
+from uvirtio.interfaces.runtime import Causes, QueueLayout, WatchesEvents
 from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.memory.clock import clock_of
 from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
@@ -30,6 +27,11 @@ from uvirtio.memory.trace import TracedDoorbell
 from uvirtio.spec import features as f
 from uvirtio.spec import ids, status
 from uvirtio.transports.base import TransportBase
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.backend import VdpaNode, VhostUserNode
+    from uvirtio.interfaces.memory import Doorbell, Event
 
 PACKED_BASE = 0x8000_8000
 """Start of a new packed ring: index 0 and wrap counter 1, in the low half for available, in the high for used."""

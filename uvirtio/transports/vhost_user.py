@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from uvirtio.interfaces.backend import VhostUserNode
-from uvirtio.interfaces.memory import Event
-from uvirtio.interfaces.transport import USED, Causes
+from uvirtio.interfaces.runtime import USED, Causes
 from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.spec import features as f
 from uvirtio.transports.vdpa import PACKED_BASE, Vdpa
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.backend import VhostUserNode
+    from uvirtio.interfaces.memory import Event
 
 _CAUSES = {
     (False, False): Causes(),

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
-from uvirtio.interfaces.memory import Block, DmaSpace
-from uvirtio.interfaces.recording import WatchesWords
+from uvirtio.interfaces.runtime import WatchesWords
 from uvirtio.memory.access import words64
 from uvirtio.memory.fence import Fence, order_fence
 from uvirtio.spec.ring import DESC_SIZE
@@ -19,6 +18,8 @@ from uvirtio.virtqueue import Completion, SgEntry
 
 if TYPE_CHECKING:
     from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+
+    from uvirtio.interfaces.memory import Block, DmaSpace
 
     InFlight = tuple[Any, int, Any, int]
     """The record of a chain: cookie, bytes the device may write, its place in the ring, its number."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import UsageError
-from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import descriptor_writer, words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import (
@@ -40,6 +39,8 @@ from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
 
 if TYPE_CHECKING:
     from typing import Any, Literal, NoReturn
+
+    from uvirtio.interfaces.memory import Block, DmaSpace
 
 # Places in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
 _ID_SHIFT = 32

@@ -7,9 +7,12 @@ device addresses, and each part has to be where the formula says.
 from __future__ import annotations
 
 from uvirtio.errors import MemoryScattered, Misuse
-from uvirtio.interfaces.memory import Block, DmaSpace
-from uvirtio.interfaces.recording import WatchesWords
+from uvirtio.interfaces.runtime import WatchesWords
 from uvirtio.spec.ring import legacy_layout
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Block, DmaSpace
 
 
 class Part:

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Sequence
 
 from uvirtio.errors import QueueFull, UsageError
-from uvirtio.virtqueue import Virtqueue
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue.chain import measure
 from uvirtio.virtqueue.packed import PackedQueue
 from uvirtio.virtqueue.packed_slots import PackedSlots
@@ -25,6 +25,9 @@ from uvirtio.virtqueue.slot_books import Chain as Chain
 from uvirtio.virtqueue.slot_interface import Slots as Slots
 from uvirtio.virtqueue.split import SplitQueue
 from uvirtio.virtqueue.split_slots import SplitSlots
+
+if TYPE_CHECKING:
+    from uvirtio.virtqueue.interface import Virtqueue
 
 
 def fixed_slots(ring: Virtqueue, chains: Sequence[Chain]) -> Slots:

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from uvirtio.errors import RingCorruption, UsageError
-from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import columns, words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
@@ -30,10 +29,11 @@ from uvirtio.virtqueue.base import (
     watched,
 )
 from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
-from uvirtio.virtqueue.region import legacy_areas
 
 if TYPE_CHECKING:
     from typing import Any, Literal, NoReturn
+
+    from uvirtio.interfaces.memory import Block, DmaSpace
 
 # Descriptor flags (2.7.5), as placed in the second 64-bit word of a descriptor: length in bits 0..31,
 # flags in 32..47, next in 48..63.
@@ -634,4 +634,8 @@ def make_split(index: int, size: int, dma: DmaSpace, options: RingOptions) -> Sp
         PagemapHidden: This process may not read physical addresses.
         OperationFailed: The memory cannot be allocated or mapped. Nothing stays allocated in any case.
     """
-    return allocate_queue(SplitQueue, index, size, dma, options, legacy_areas if options.one_region else None)
+    if not options.one_region:
+        return allocate_queue(SplitQueue, index, size, dma, options)
+    from uvirtio.virtqueue.region import legacy_areas  # here: only the legacy interface wants them
+
+    return allocate_queue(SplitQueue, index, size, dma, options, legacy_areas)

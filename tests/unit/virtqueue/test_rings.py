@@ -15,8 +15,9 @@ from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueError, QueueFull
 from uvirtio.scripted.memory import PAGE, ScriptedDma
 from uvirtio.scripted.ring import Chain
 from uvirtio.spec.ring import PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED, USED_F_NO_NOTIFY
-from uvirtio.virtqueue import Virtqueue, base
+from uvirtio.virtqueue import base
 from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions
+from uvirtio.virtqueue.interface import Virtqueue
 from uvirtio.virtqueue.packed import PackedQueue, make_packed
 from uvirtio.virtqueue.split import SplitQueue, make_split
 

@@ -6,13 +6,23 @@ from collections.abc import Sequence
 
 from uvirtio.backends.capability_list import capabilities
 from uvirtio.backends.qemu.qtest import PostedRegisters, Qtest
-from uvirtio.interfaces.memory import Registers, Step
 from uvirtio.memory.access import WidthRegisters, exchange, read_field, write_field
 from uvirtio.spec import pci as spec
-from uvirtio.typed import TYPE_CHECKING, Protocol
+from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Final
+
+    from uvirtio.interfaces.memory import Registers, Step
+    from uvirtio.typed import Protocol
+
+    class Readable(Registers, Protocol):
+        """Configuration space whose first bytes can be read at once."""
+
+        def read_all(self, length: int) -> bytes:
+            """Read the first ``length`` bytes."""
+            ...
+
 
 _CONFIG_ADDRESS: Final = 0xCF8
 _CONFIG_DATA: Final = 0xCFC
@@ -26,14 +36,6 @@ _FIXED_HEADER: Final = (
     (spec.CFG_INTERRUPT_PIN, 1),
 )
 """The fields of the header that are read once. What shows that a function is still there is read each time."""
-
-
-class Readable(Registers, Protocol):
-    """Configuration space whose first bytes can be read at once."""
-
-    def read_all(self, length: int) -> bytes:
-        """Read the first ``length`` bytes."""
-        ...
 
 
 class ConfigPorts(WidthRegisters):

@@ -6,11 +6,9 @@ from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
 from uvirtio.backends.qemu.memory import QemuDma
 from uvirtio.backends.qemu.other_side import OtherSideOf
-from uvirtio.backends.qemu.parts import MachineParts
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.supply import memory_of
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
-from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import pci as spec
 from uvirtio.typed import TYPE_CHECKING
@@ -18,7 +16,9 @@ from uvirtio.typed import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any, Literal
 
+    from uvirtio.backends.qemu.parts import MachineParts
     from uvirtio.backends.qemu.vtd import TranslatedDma
+    from uvirtio.interfaces.memory import Event, Registers
     from uvirtio.memory.window import FileWindow
 
 

@@ -13,8 +13,7 @@ from uvirtio.backends.qemu.function import QemuPciFunction
 from uvirtio.backends.qemu.ivshmem import Bells
 from uvirtio.backends.qemu.launch import Launch, check_device, port_name
 from uvirtio.backends.qemu.models import is_mmio
-from uvirtio.backends.qemu.pci import Bridge, HostBridge, PciAccess
-from uvirtio.backends.qemu.peer import Peer
+from uvirtio.backends.qemu.pci import HostBridge, PciAccess
 from uvirtio.backends.qemu.process import (
     check_target,
     check_version,
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
     from uvirtio.backends.qemu import ports
     from uvirtio.backends.qemu.hotplug import Sockets
     from uvirtio.backends.qemu.mmio import QemuMmioWindow
+    from uvirtio.backends.qemu.pci import Bridge
+    from uvirtio.backends.qemu.peer import Peer
     from uvirtio.backends.qemu.vtd import Vtd
 
     QemuFunction = QemuPciFunction | QemuMmioWindow

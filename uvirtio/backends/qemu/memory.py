@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from uvirtio.backends.pages import GuestBlock
+from uvirtio.backends.linear_blocks import GuestBlock
 from uvirtio.backends.qemu.models import Q35, Ram
 from uvirtio.backends.qemu.process import ram_file
 from uvirtio.errors import BadSize, Closed, OperationFailed, QemuFailed

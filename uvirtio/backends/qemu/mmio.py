@@ -9,15 +9,15 @@ from uvirtio.backends.qemu.events import LineEvent, RemovalEvent
 from uvirtio.backends.qemu.memory import QemuDma
 from uvirtio.backends.qemu.models import MmioBus
 from uvirtio.backends.qemu.other_side import OtherSideOf
-from uvirtio.backends.qemu.parts import MachineParts
 from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import MemoryRegisters
 from uvirtio.backends.qemu.supply import memory_of
 from uvirtio.errors import Closed, QemuFailed
-from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.spec import mmio as spec
 
 if TYPE_CHECKING:
+    from uvirtio.backends.qemu.parts import MachineParts
+    from uvirtio.interfaces.memory import Event, Registers
     from uvirtio.memory.window import FileWindow
 
 _BUS = re.compile(r"virtio-mmio-bus\.([0-9]+)")

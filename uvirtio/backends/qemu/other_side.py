@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from uvirtio.backends.qemu.parts import MachineParts
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Final
+
+    from uvirtio.backends.qemu.parts import MachineParts
 
 _WORD: Final = 4
 _SCREENS: Final = "virtio-gpu"

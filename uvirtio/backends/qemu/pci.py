@@ -14,10 +14,32 @@ from uvirtio.backends.qemu.config_space import ConfigPorts, config_space
 from uvirtio.backends.qemu.models import PciBus
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import CapabilityError, Misuse, OperationFailed
-from uvirtio.interfaces.memory import Registers, Step
 from uvirtio.memory.access import exchange, read_field
 from uvirtio.spec import pci as spec
-from uvirtio.typed import NamedTuple, Protocol
+from uvirtio.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Registers, Step
+    from uvirtio.typed import Protocol
+
+    class Bridge(Protocol):
+        """Access to a bus; a function on it is named by devfn, slot * 8 + function."""
+
+        qtest: Qtest
+        windows: Windows
+
+        def config(self, devfn: int) -> Registers:
+            """Return the configuration space of a function: 4096 bytes if it is PCI Express, else 256."""
+            ...
+
+        def line(self, devfn: int, pin: int) -> int | None:
+            """Return the interrupt controller's input for a pin (1 is INTA); None where it is not known."""
+            ...
+
+        def ports(self, port: int, length: int) -> Registers:
+            """Return a window of I/O ports."""
+            ...
+
 
 _ALL_ONES = 0xFFFFFFFF
 _GRAIN = 4096  # what PCI recommends for memory BARs (PCI 3.0, 6.2.5.1)
@@ -72,25 +94,6 @@ class Windows:
         """Free the address space of the BAR at an address."""
         for kind, used in self._used.items():
             self._used[kind] = [one for one in used if one[0] != address]
-
-
-class Bridge(Protocol):
-    """Access to a bus; a function on it is named by devfn, slot * 8 + function."""
-
-    qtest: Qtest
-    windows: Windows
-
-    def config(self, devfn: int) -> Registers:
-        """Return the configuration space of a function: 4096 bytes if it is PCI Express, else 256."""
-        ...
-
-    def line(self, devfn: int, pin: int) -> int | None:
-        """Return the interrupt controller's input for a pin (1 is INTA); None where it is not known."""
-        ...
-
-    def ports(self, port: int, length: int) -> Registers:
-        """Return a window of I/O ports."""
-        ...
 
 
 class HostBridge:

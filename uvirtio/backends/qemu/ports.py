@@ -12,8 +12,11 @@ from typing import Final
 from uvirtio.backends.qemu.pci import HostBridge, Windows, find_capability
 from uvirtio.backends.qemu.qtest import Qtest
 from uvirtio.errors import QemuFailed
-from uvirtio.interfaces.memory import Registers
 from uvirtio.spec import pci as spec
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Registers
 
 _BUS_NUMBERS: Final = 0x18  # primary, secondary, subordinate: a byte each
 _IO_WINDOW: Final = 0x1C  # base and limit, a byte each

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from uvirtio.backends.qemu.connection import Connection
 from uvirtio.errors import Misuse, QemuFailed
 from uvirtio.host.pattern import Pattern
-from uvirtio.interfaces.memory import Step
 from uvirtio.memory.access import WidthRegisters
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import NoReturn
+
+    from uvirtio.interfaces.memory import Step
 
 _VERBS = {1: "b", 2: "w", 4: "l"}
 _QOM_PATH = Pattern(r"[a-z0-9_/\[\]-]{1,200}")
@@ -84,7 +85,7 @@ class Qtest(Connection):
         self._syncs = 0
         # The kernel's own time-outs: a Python time-out would cost a poll() before every send and receive.
         connection.settimeout(None)
-        seconds = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000) or 1)
+        seconds = struct.pack("ll", int(timeout), int(timeout * 1_000_000) % 1_000_000 or 1)
         connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, seconds)
         connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, seconds)
 

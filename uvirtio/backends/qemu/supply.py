@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from uvirtio.backends.qemu.models import is_mmio
-from uvirtio.backends.qemu.peer import Peer
 from uvirtio.errors import NotSupported, UsageError
 from uvirtio.host.pattern import Pattern
 from uvirtio.typed import TYPE_CHECKING, NamedTuple
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from uvirtio.backends.qemu.peer import Peer
     from uvirtio.memory.window import FileWindow
 
 DISK_SIZE = 64 << 20
@@ -215,6 +215,8 @@ class Supply:
             part.peer = ""
             part.behind.clear()
         if part.peer:
+            from uvirtio.backends.qemu.peer import Peer
+
             self.peers[ident] = Peer()
         if part.size:
             self.files[ident] = os.memfd_create(f"uvirtio-{ident}", os.MFD_CLOEXEC)

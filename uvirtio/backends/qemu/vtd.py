@@ -11,7 +11,7 @@ import mmap
 from contextlib import suppress
 from typing import NamedTuple
 
-from uvirtio.backends.pages import GuestBlock, LinearBlock
+from uvirtio.backends.linear_blocks import GuestBlock, LinearBlock
 from uvirtio.backends.qemu.memory import GuestMemory, QemuBlock
 from uvirtio.backends.qemu.qtest import MemoryRegisters, Qtest
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, Misuse, QemuFailed

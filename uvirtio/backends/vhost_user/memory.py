@@ -14,7 +14,7 @@ import mmap
 import os
 from typing import Final
 
-from uvirtio.backends.pages import GuestBlock
+from uvirtio.backends.linear_blocks import GuestBlock
 from uvirtio.errors import Closed, OperationFailed
 from uvirtio.host import limits
 from uvirtio.memory.iova import IovaAllocator

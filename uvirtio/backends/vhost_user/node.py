@@ -38,10 +38,13 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import Event
 from uvirtio.spec import blk
 from uvirtio.spec import features as f
 from uvirtio.spec.status import Status
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Event
 
 QUEUE_SIZE: Final = 256
 """No message tells the maximum, and all back ends take this many entries."""

@@ -17,10 +17,10 @@ import resource
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from uvirtio.backends.linear_blocks import LinearBlock
 from uvirtio.backends.owned_blocks import OwnedBlocks
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
-    LinearBlock,
     Memory,
     PagedBlock,
     advise,

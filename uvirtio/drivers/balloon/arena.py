@@ -8,8 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from uvirtio.errors import Closed, OperationFailed, Refused
-from uvirtio.interfaces.memory import Block, DmaSpace
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import SgEntry
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Block, DmaSpace
 
 RANGE = 2 << 20
 """Bytes; a huge page of the host, because 5.5.6.7.1 asks for large ranges. No chain is longer: a device may see as

@@ -15,9 +15,12 @@ from uvirtio.errors import NotSupported, OperationFailed, UvirtioError
 from uvirtio.host import limits, proc
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import Block
 from uvirtio.spec import balloon as spec
 from uvirtio.spec.balloon import Stat
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Block
 
 VIRSH: dict[int, str] = {
     Stat.SWAP_IN: "swap_in",

@@ -9,9 +9,12 @@ from typing import Protocol
 from uvirtio.device import Queue
 from uvirtio.drivers.requests import carried, first
 from uvirtio.errors import ConfigError, UvirtioError
-from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import blk as spec
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import SgEntry
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Block, DmaSpace
 
 write_header = struct.Struct("<IIQB").pack_into
 """Writes a header, and the status behind it."""

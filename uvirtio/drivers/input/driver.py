@@ -14,9 +14,12 @@ from uvirtio.drivers.input.description import AbsInfo, Description, InputIds
 from uvirtio.drivers.input.events import EVENTS_MAX, EventQueue, Frame, InputEvent
 from uvirtio.drivers.input.state import InputState
 from uvirtio.errors import NotSupported, UsageError
-from uvirtio.interfaces.memory import Block
 from uvirtio.spec import input as spec
 from uvirtio.spec.layout import by_name
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Block
 
 _CONFIG = by_name(spec.CONFIG)
 _EMPTY = bytes(spec.EVENT_SIZE)

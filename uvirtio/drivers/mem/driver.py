@@ -17,10 +17,13 @@ from uvirtio.drivers.mem.ranges import BlockRange, Ranges
 from uvirtio.drivers.mem.survey import AT_ONCE, pieces, survey
 from uvirtio.drivers.mem.suspend import SuspendLock
 from uvirtio.errors import BadSize, MemBusy, MemError, MemNack, ProtocolError, UsageError
-from uvirtio.interfaces.clock import Clock
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
 from uvirtio.spec.mem import Request, Response, State
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.clock import Clock
 
 _REQUEST = struct.Struct("<H6xQH6x")
 _RESPONSE = struct.Struct("<H6xH")

@@ -13,9 +13,12 @@ from uvirtio.drivers.scsi.commands import Command
 from uvirtio.drivers.scsi.config import ScsiConfig
 from uvirtio.drivers.scsi.lun import Lun
 from uvirtio.errors import UvirtioError
-from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import scsi as spec
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import SgEntry
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.memory import Block, DmaSpace
 
 _HEAD = struct.Struct("<8sQBBB")
 _ANSWER = struct.Struct("<IIHBB")
