@@ -181,7 +181,7 @@ class Killing:
                 break
             try:
                 deaths.faults += [f"kill {deaths.kills}: {fault}" for fault in self._kill(victim, deaths)]
-            except AssertionError as error:  # of what goes before a command, which a fault may have left impossible
+            except AssertionError as error:  # a fault may leave the next one impossible
                 deaths.faults.append(f"after kill {deaths.kills}: {error}")
                 break
         for _ in range(deaths.kills // 5):
