@@ -1,8 +1,8 @@
 """What the processor counts of this process: instructions and cycles of user space, where it lets us.
 
 A machine's speed changes with what else runs on it; how many instructions a descriptor takes does not. Virtual
-machines often have no such counters, and a kernel may keep them for root (perf_event_paranoid); then there are none
-of these figures, and the others are as they were.
+machines often have no such counters, and a kernel may keep them for root (perf_event_paranoid): then there are
+none of these figures, and the others are as they were.
 """
 
 from __future__ import annotations

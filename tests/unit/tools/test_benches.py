@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from benches import against, counters, document, options, report, rings  # noqa:
 from benches.measure import Section  # noqa: E402
 from lab import LabError, cli_bench, process  # noqa: E402
 
+PERFORMANCE = (ROOT / "docs/performance.md").read_text()
 KEPT = sorted((ROOT / "docs/bench").glob("*.json"))
 
 
@@ -34,6 +36,80 @@ def test_a_run_that_was_kept_can_be_shown(path: Path):
 
 def test_there_is_one():
     assert KEPT
+
+
+# --- what the pages quote ------------------------------------------------------------------------------------
+
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+QUOTED = re.compile(
+    r"(?P<value>\d[\d.]*)(?: (?:(?P<prefix>[kM]?) ?(?:pages)?/s|(?P<unit>[mun]?s)\b(?: with evdev)?))?"
+    r"(?:\*\*)?(?: x)? \[(?P<low>\d[\d.]*) \.\. (?P<high>\d[\d.]*)\]"
+)
+"""``477 k/s** [358 .. 527]``, ``1.23** [1.20 .. 1.27]``: a median, the lowest and the highest."""
+
+
+def _rounds_to(told: str, scale: float, found: float) -> bool:
+    """Whether a number, with as many digits as are told, is what was found."""
+    step = scale * 10.0 ** -len(told.partition(".")[2])
+    return abs(float(told) * scale - found) <= step * 0.501
+
+
+def _unknown(text: str) -> list[str]:
+    """What the tables of a page quote that no run has which was kept; rows that say "not kept" may."""
+    runs = [document.read(path) for path in KEPT]
+    found = [one for run in runs for section in run.sections for one in (*section.figures, *section.ratios)]
+    wrong = []
+    for line in text.splitlines():
+        if not line.startswith("|") or "not kept" in line:
+            continue
+        for quoted in QUOTED.finditer(line):
+            scale = UNITS[quoted["prefix"] or quoted["unit"] or ""]
+            told = [quoted[name] for name in ("value", "low", "high")]
+            if not any(all(map(_rounds_to, told, [scale] * 3, (one.value, one.low, one.high))) for one in found):
+                wrong.append(f"{quoted[0]} in {line}")
+    return wrong
+
+
+@pytest.mark.parametrize("page", ["performance.md", "growth.md"])
+def test_a_figure_in_a_table_is_that_of_a_run_that_was_kept(page):
+    assert _unknown((ROOT / "docs" / page).read_text()) == []
+
+
+def test_a_figure_that_no_run_has_is_seen():
+    (row,) = [line for line in PERFORMANCE.splitlines() if line.startswith("| the same: fixed slots |")]
+    assert not _unknown(row) and len(QUOTED.findall(row)) == 1
+    assert _unknown(re.sub(r"\[\d", "[9", row)) and not _unknown(re.sub(r"\[\d", "[9", row) + " not kept |")
+
+
+def test_most_figures_are_looked_at():
+    assert sum(len(QUOTED.findall(line)) for line in PERFORMANCE.splitlines() if line.startswith("|")) > 70
+
+
+@pytest.mark.parametrize(
+    ("plot", "kept"), [("performance.svg", ("rings", "startup", "vm")), ("growth.svg", ("growth",))]
+)
+def test_a_plot_is_of_the_runs_that_are_kept(plot, kept):
+    runs = [document.read(ROOT / f"docs/bench/{name}.json") for name in kept]
+    names = " ".join(f"docs/bench/{name}.json" for name in kept)
+    assert (ROOT / "docs" / plot).read_text() == document.svg(runs), (
+        f"tools/bench --show {names} --svg docs/{plot}"
+    )
+
+
+def test_what_is_told_of_what_was_wanted_is_what_the_bench_wants():
+    """A ratio in bold is one that reaches it; one that is not bold, beside a figure of "wanted", misses it."""
+    runs = [document.read(path) for path in KEPT]
+    ratios = [one for run in runs for section in run.sections for one in section.ratios if one.target is not None]
+    for line in PERFORMANCE.splitlines():
+        if not line.startswith("|") or "not kept" in line:
+            continue
+        for quoted in QUOTED.finditer(line):
+            if quoted["prefix"] is not None or quoted["unit"] is not None:
+                continue
+            told = [quoted[name] for name in ("value", "low", "high")]
+            same = [one for one in ratios if all(map(_rounds_to, told, [1.0] * 3, (one.value, one.low, one.high)))]
+            if same:
+                assert quoted[0].count("**") == any(one.met for one in same), line
 
 
 # --- the command line ----------------------------------------------------------------------------------------
