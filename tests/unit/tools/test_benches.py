@@ -75,6 +75,20 @@ def test_a_figure_in_a_table_is_that_of_a_run_that_was_kept(page):
     assert _unknown((ROOT / "docs" / page).read_text()) == []
 
 
+def test_the_slopes_and_the_bytes_of_growth_are_those_of_the_runs():
+    rows = {
+        line.split("|")[1].strip(): line
+        for line in (ROOT / "docs/growth.md").read_text().splitlines()
+        if "|" in line
+    }
+    growth, kept = (document.read(ROOT / f"docs/bench/{name}.json").sections[0] for name in ("growth", "kept"))
+    wanted = [(one.name.partition(": ")[2], f" {round(one.slope, 2) + 0.0:.2f} ") for one in growth.curves]
+    wanted = [(name, slope) for name, slope in wanted if name in rows]
+    wanted += [(one.name.removesuffix(": kept"), f" {one.value:,.0f} ") for one in kept.figures]
+    assert len(wanted) >= 13 + len(kept.figures)
+    assert [(name, value) for name, value in wanted if value not in rows[name]] == []
+
+
 def test_a_figure_that_no_run_has_is_seen():
     (row,) = [line for line in PERFORMANCE.splitlines() if line.startswith("| the same: fixed slots |")]
     assert not _unknown(row) and len(QUOTED.findall(row)) == 1
