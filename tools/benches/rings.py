@@ -350,7 +350,8 @@ def run(runs: int, quick: bool) -> Section:
         for what, values in ours.items():
             section.compare(f"{name}: {what} / baseline", values, plain, _WANTED[name].get(what))
         with Counters() as counters:
-            for what, loop in zip(("baseline", "engine", "fixed slots", "", *list(ours)[2:]), loops, strict=True):
-                for counter, each in loop.counted(counters, rounds).items() if what else ():
+            ringed = [one for one in loops if type(one) is not Floor]
+            for what, loop in zip(("baseline", *ours), ringed, strict=True):
+                for counter, each in loop.counted(counters, rounds).items():
                     section.add(f"{name}: {what}, {counter} for each", [each], "", "counted by the processor")
     return section
