@@ -3,74 +3,87 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the folder that has the package "benches"
 
-from benches import against, facts, plot, report  # noqa: E402
-from benches.measure import Section  # noqa: E402
+from benches import against, document, facts, report  # noqa: E402
+from benches.document import Run  # noqa: E402
+from benches.measure import Section, told  # noqa: E402
+from benches.options import GUEST, SECTIONS, parse  # noqa: E402
 
-SECTIONS = (
-    "rings",
-    "memory",
-    "disk",
-    "scsi",
-    "balloon",
-    "interrupts",
-    "startup",
-    "discovery",
-    "vhost-user",
-    "net",
-)
-APART = ("growth", "kept")  # not of interest to whoever looks how fast it is
-GUEST = ("vm", "vm:disk", "vm:balloon", "vm:memory", "vm:keyboard")  # inside the lab VM only; vm is all of them
+INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run the benches; 0 if all of them ran, whatever they found."""
-    top = _parser()
-    options = top.parse_args()
-    if (of_the_vm := sorted({*(options.only or ())} & {*GUEST})) and "UVIRTIO_LAB" not in os.environ:
-        top.error(f"--only {' '.join(of_the_vm)} goes with --vm")
-    if options.profile:
-        from benches import paths
+    """Run the benches; the exit code, as --help has it."""
+    options = parse()
+    try:
+        if options.serve:
+            against.serve(lambda name, quick: _run(name)(1, quick))
+            return 0
+        if options.show:
+            return document.show(map(Path, options.show), options.svg and Path(options.svg))
+        return _profile() if options.profile else _measure(options)
+    except BrokenPipeError:  # whoever read this has seen enough
+        document.read_no_more()
+        return 1
 
+
+def _profile() -> int:
+    from benches import paths
+
+    try:
         for line in paths.run():
-            print(line)
-        return 0
-    if options.serve:
-        against.serve(lambda name, quick: _run(name)(1, quick))
-        return 0
-    if options.show:
-        document = json.loads(Path(options.show).read_text())
-        for line in report.text(document["facts"], [Section.from_dict(one) for one in document["sections"]]):
-            print(line)
-        return 0
-    runs = 1 if options.quick else options.runs
-    told = facts.gather()
-    sections: list[Section] = []
-    if options.against:
-        sections = against.run(options.only or SECTIONS, options.runs, options.quick, Path(options.against))
-    else:
-        for name in options.only or SECTIONS:
-            print(f"bench: {name} ...", file=sys.stderr, flush=True)
-            sections.append(_run(name)(runs, options.quick))
-    for line in report.text(told, sections):
-        print(line)
-    if options.json:
-        document = {"schema": "uvirtio-bench/1", "facts": told, "sections": [one.as_dict() for one in sections]}
-        Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
-    if options.svg:
-        Path(options.svg).write_text(
-            plot.curves(told, sections) if any(one.curves for one in sections) else plot.draw(told, sections)
-        )
-    return int(any(section.failed for section in sections))
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001  # it ends here either way, and a person reads it
+        print(f"   FAILED {told(error)}")
+        return 1
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    """Each section is printed, and kept in the files that are asked for, as soon as it is there."""
+    names = options.only or list(SECTIONS)
+    run = Run(facts.gather(), [], names)
+    print(report.head(run.facts), flush=True)
+    found = against.run(names, options.runs, options.quick, Path(options.against)) if options.against else None
+    try:
+        for section in found or _sections(names, options.runs, options.quick):
+            run.sections.append(section)
+            run.left = names[len(run.sections) :]
+            print("\n".join(report.table(section)), flush=True)
+            _keep(run, options)
+    except KeyboardInterrupt:
+        left = f"; not measured: {', '.join(run.left)}" if run.left else ""
+        print(f"\ntools/bench: interrupted{left}", file=sys.stderr, flush=True)
+        return INTERRUPTED
+    return int(any(section.failed for section in run.sections))
+
+
+def _keep(run: Run, options: argparse.Namespace) -> None:
+    for name, made in ((options.json, run.as_json), (options.svg, lambda: document.svg([run]))):
+        # What is no file (a terminal, a pipe) gets the whole, once.
+        if name and (not run.left or not Path(name).exists() or Path(name).is_file()):
+            Path(name).write_text(made())
+
+
+def _sections(names: list[str], runs: int, quick: bool) -> Iterator[Section]:
+    for name in names:
+        print(f"bench: {name} ...", file=sys.stderr, flush=True)
+        try:
+            section = _run(name)(runs, quick)
+        except Exception as error:  # noqa: BLE001  # the others are worth measuring; it is told, and counts
+            section = Section(name, "not measured", failed=[told(error)])
+        yield section
 
 
 def _run(name: str) -> Callable[[int, bool], Section]:
@@ -78,43 +91,6 @@ def _run(name: str) -> Callable[[int, bool], Section]:
         return partial(import_module("benches.vm").run, parts=name.split(":")[1:])
     run: Callable[[int, bool], Section] = import_module(f"benches.{name.replace('-', '_')}").run
     return run
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tools/bench",
-        allow_abbrev=False,  # tools/lab/cli_bench.py looks for some of them, too
-        description="Measure the ring engine and the drivers, each beside what it is compared with, in one run."
-        " Everything runs in memory and on QEMU's device models; no device of this machine is touched.",
-    )
-    parser.add_argument("--quick", action="store_true", help="once and short, to see that it runs")
-    parser.add_argument("--profile", action="store_true", help="no figures: where the time goes, path by path")
-    parser.add_argument("--runs", type=int, default=7, metavar="N", help="runs of each (7); the median counts")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=SECTIONS + APART + GUEST,
-        metavar="NAME",
-        help=f"{', '.join(SECTIONS + APART)}; with --vm {', '.join(GUEST)}",
-    )
-    parser.add_argument(
-        "--against",
-        metavar="CHECKOUT",
-        help="the same with the uvirtio of another checkout, in turn, RUNS pairs (with --quick: short ones)",
-    )
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--raised",
-        action="store_true",
-        help="go before what else a busy machine does, QEMU and the daemons too (root, autogroup)",
-    )
-    parser.add_argument("--vm", action="store_true", help="in the lab VM, beside the kernel's own drivers")
-    parser.add_argument("--boot", metavar="WORDS", help="with --vm: words for the command line of its kernel")
-    parser.add_argument("--cpu", metavar="MODEL", help="with --vm: its CPU, as QEMU's -cpu has it (max,-erms)")
-    parser.add_argument("--show", metavar="FILE", help="no run: print one that --json has kept")
-    parser.add_argument("--json", metavar="FILE", help="all figures as one JSON document")
-    parser.add_argument("--svg", metavar="FILE", help="a plot of the comparisons")
-    return parser
 
 
 if __name__ == "__main__":

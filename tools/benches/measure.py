@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -114,6 +116,13 @@ class Section:
 
 def figure(name: str, values: list[float], unit: str, note: str = "") -> Figure:
     return Figure(name, statistics.median(values), unit, min(values), max(values), len(values), note)
+
+
+def told(error: BaseException) -> str:
+    """An exception as one line: its type, what it says, and where it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def seconds(work: Callable[[], object]) -> float:

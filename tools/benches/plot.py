@@ -9,16 +9,20 @@ from xml.sax.saxutils import escape
 
 from benches.measure import Curve, Ratio, Section, human
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _ROW = 900, 380, 90, 56, 26
+_WIDTH, _LEFT, _RIGHT, _TOP, _ROW, _CAPTION = 900, 380, 90, 56, 26, 18
 _INK, _PALE, _BAR, _MISS = "#222222", "#888888", "#3b7dd8", "#c8553d"
 
 
-def draw(facts: dict[str, Any], sections: Sequence[Section]) -> str:
-    """The SVG document. Bars are ratios to what was measured beside; the tick across each is what is wanted."""
-    rows = [(section.name, ratio) for section in sections for ratio in section.ratios]
+def draw(runs: Sequence[tuple[dict[str, Any], Sequence[Section]]]) -> str:
+    """The SVG document. Bars are ratios to what was measured beside; the tick across each is what is wanted.
+
+    Args:
+        runs: The facts and the sections of each.
+    """
+    rows = [(section.name, ratio) for _, sections in runs for section in sections for ratio in section.ratios]
     values = [1.0] + [value for _, ratio in rows for value in (ratio.low, ratio.high, ratio.target) if value]
     low, high = math.log2(min(0.25, *values)), math.log2(max(16.0, *values))
-    height = _TOP + _ROW * len(rows) + 64
+    height = _TOP + _ROW * len(rows) + 46 + _CAPTION * len(runs)
     scale = (_WIDTH - _LEFT - _RIGHT) / (high - low)
 
     def place(value: float) -> float:
@@ -38,9 +42,11 @@ def draw(facts: dict[str, Any], sections: Sequence[Section]) -> str:
         lines.append(_text(x, bottom + 16, f"{2.0**power:g}x", anchor="middle", colour=_PALE))
     for number, (name, ratio) in enumerate(rows):
         lines += _bar(name, ratio, _TOP + _ROW * number, place)
-    about = f"{facts['cpu']}, {facts['cores']} cores, {facts['kernel']}, {facts['python']}, {facts['qemu']}"
-    lines += [_text(16, height - 14, f"{about}; {facts['when']}", colour=_PALE), "</svg>"]
-    return "\n".join(lines) + "\n"
+    for number, (facts, sections) in enumerate(runs):
+        names = ", ".join(section.name for section in sections)
+        about = f"{facts['cpu']}, {facts['cores']} cores, {facts['kernel']}, {facts['python']}; {facts['when']}"
+        lines.append(_text(16, bottom + 46 + _CAPTION * number, f"{names}: {about}", colour=_PALE))
+    return "\n".join([*lines, "</svg>"]) + "\n"
 
 
 def _bar(name: str, ratio: Ratio, top: float, place: Any) -> list[str]:

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 from benches import measure
+from benches.counters import Counters
 from benches.measure import Section
 from benches.plain_memory import PlainDma
 from benches.plain_ring import PlainRing
@@ -134,6 +135,21 @@ class Loop:
                 give(answer)
             alone.append((clock() - begin) / len(chunk))
         return self.batch / (statistics.median(both) - statistics.median(alone))
+
+    def counted(self, counters: Counters, rounds: int) -> dict[str, float]:
+        """What the processor counts for each descriptor, without the device's part; empty where it does not."""
+        self.fresh()
+        answers = [self.once() for _ in range(rounds)]
+        self.fresh()
+        both = counters.of(lambda: self.chunk(answers))
+        give = self.idle().give
+
+        def device() -> None:
+            for answer in answers:
+                give(answer)
+
+        alone = counters.of(device)
+        return {name: (both[name] - alone[name]) / rounds / self.batch for name in both}
 
 
 class Plain(Loop):
@@ -392,4 +408,11 @@ def run(runs: int, quick: bool) -> Section:
                 short = what.removesuffix(_CHECKED)
                 wanted = _WANTED[name].get(short)
                 section.compare(f"{name}: {short} / baseline", values, measured[_BASELINE], wanted)
+        with Counters() as counters:
+            for what, loop in zip(_LOOPS, loops, strict=True):
+                if type(loop) is not Floor:
+                    for counter, each in loop.counted(counters, rounds).items():
+                        short = "baseline" if what == _BASELINE else what.removesuffix(_CHECKED)
+                        about = "counted by the processor"
+                        section.add(f"{name}: {short}, {counter} for each", [each], "", about)
     return section

@@ -92,7 +92,7 @@ def run(runs: int, quick: bool) -> Section:
                 theirs.append(size(f"import {wanted}\n{_SIZE}")[1])
             section.add("a process that drives one rng, resident", ours, "B")
             section.add("bare Python with the same modules of its own", theirs, "B")
-            section.compare("the first / the second", ours, theirs, _SIZE_MOST, at_least=False)
+            section.compare("resident: one rng / bare Python", ours, theirs, _SIZE_MOST, at_least=False)
     return section
 
 

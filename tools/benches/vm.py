@@ -14,7 +14,6 @@ import statistics
 import struct
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import uvirtio
-from benches.measure import Section
+from benches.measure import Section, told
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
@@ -331,8 +330,7 @@ def run(runs: int, quick: bool, parts: Sequence[str]) -> Section:
             try:
                 part(host, section, runs, quick)
             except Exception as error:  # noqa: BLE001  # the others are worth the boot; it is told, and counts
-                traceback.print_exc()
-                section.failed.append(f"{part.__name__}: {type(error).__name__}: {error}")
+                section.failed.append(f"{part.__name__}: {told(error)}")
     finally:
         host.close()
     return section

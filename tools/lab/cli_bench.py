@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from benches import document
+from benches import options as benches
 
 from lab import CHECKOUT, LabError, blkio, kernels, process, setup
 from lab.floors import without_devices, without_privilege
@@ -22,6 +26,8 @@ BENCHES = CHECKOUT / "tools/benches"
 _RAISED = -20
 _OFTEN = 0.05
 """Seconds between two looks for sessions that are not raised yet."""
+_GOODBYE = 20.0
+"""Seconds that the benches have to close what they started, once they are interrupted."""
 
 # What tools/benches/vm.py drives; the disk's and the memory's backends are supplied.
 _DEVICES = [
@@ -37,15 +43,16 @@ def main(arguments: list[str]) -> int:
 
     With ``--vm``: in the lab VM, beside the kernel's own drivers.
     """
-    top = _parser()
-    options, rest = top.parse_known_args(arguments)
-    if not options.vm and (options.boot, options.cpu) != (None, None):
-        top.error("--boot and --cpu are the lab VM's: they go with --vm")
+    options = benches.parse(arguments)
+    if options.show:
+        return document.show(map(Path, options.show), options.svg and Path(options.svg))
+    if options.raised and (why := _cannot_raise()):
+        raise LabError(f"--raised: {why}")
     setup.packages(setup.FOR_VM if options.vm else setup.FOR_BENCH)
     venv = setup.venv()
     if options.vm:
-        return _in_vm(venv, options, rest)
-    if "--quick" not in arguments and ("--only" not in arguments or "vhost-user" in arguments):
+        return _in_vm(venv, options)
+    if not options.quick and not options.profile and (not options.only or "vhost-user" in options.only):
         _peers()
     command = [str(venv / "bin/python"), str(BENCHES), *arguments]
     if os.geteuid() == 0:
@@ -54,26 +61,26 @@ def main(arguments: list[str]) -> int:
     with process.signals_raise():
         child = process.start(command, stdin=subprocess.DEVNULL)
         try:
-            while "--raised" in arguments:  # what it starts has sessions of its own
+            while options.raised:  # what it starts has sessions of its own
                 _raise(child.pid)
                 with suppress(subprocess.TimeoutExpired):
                     return child.wait(_OFTEN)
             return child.wait()
+        except process.Interrupted:
+            # It closes its QEMUs and its daemons, and says what it has.
+            child.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_GOODBYE)
+            raise
         finally:
             process.kill(child)
 
 
-def _parser() -> argparse.ArgumentParser:
-    """What concerns the VM, and the files that come out of it; the whole is in tools/benches/__main__.py."""
-    top = argparse.ArgumentParser(
-        prog="tools/bench", usage="tools/bench [--help] [...]", add_help=False, allow_abbrev=False
-    )
-    top.add_argument("--vm", action="store_true")
-    top.add_argument("--boot")
-    top.add_argument("--cpu")
-    top.add_argument("--json", type=Path)
-    top.add_argument("--svg", type=Path)
-    return top
+def _cannot_raise() -> str:
+    """Why sessions cannot be raised; empty if they can."""
+    if not Path("/proc/self/autogroup").exists():
+        return "this kernel has no autogroups (sched(7)); chrt --rr 5 tools/bench does the same"
+    return "" if os.geteuid() == 0 else "only root can let a session go before others"
 
 
 def _raise(pid: int) -> None:
@@ -102,16 +109,17 @@ def _peers() -> None:
         print(f"tools/bench: nothing to compare vhost-user with: {error}", file=sys.stderr, flush=True)
 
 
-def _in_vm(venv: Path, options: argparse.Namespace, rest: list[str]) -> int:
-    """In a fresh VM; files that are asked for are copied out of it."""
-    words, files = list(rest), {}
+def _in_vm(venv: Path, options: argparse.Namespace) -> int:
+    """In a fresh VM; files that are asked for are copied out of it, also of a run that was interrupted."""
+    words, files = ["--only", *(options.only or ["vm"]), "--runs", str(options.runs)], {}
+    words += ["--quick"] * options.quick
     for name in ("json", "svg"):
         if (path := getattr(options, name)) is not None:
-            files[f"bench{name}"] = path.absolute()
+            files[f"bench{name}"] = Path(path).absolute()
             words += [f"--{name}", f"/run/lab/out/bench{name}"]
     config = Config(
         kernel=kernels.get("6.12"),
-        command=[str(venv / "bin/python"), str(BENCHES), *([] if "--only" in words else ["--only", "vm"]), *words],
+        command=[str(venv / "bin/python"), str(BENCHES), *words],
         append=options.boot or "",
         cpu=options.cpu or "",
         memory="1G,maxmem=4G,slots=4",
@@ -122,10 +130,12 @@ def _in_vm(venv: Path, options: argparse.Namespace, rest: list[str]) -> int:
         venv=venv,
     )
     with process.signals_raise(), Vm(config) as vm:
-        code = vm.wait(tick=(lambda: _raise(vm.pid)) if "--raised" in words else None)
-        for name, path in files.items():
-            if (vm.out / name).exists():
-                shutil.copy(vm.out / name, path)
+        try:
+            code = vm.wait(tick=(lambda: _raise(vm.pid)) if options.raised else None)
+        finally:
+            for name, path in files.items():
+                if (vm.out / name).exists():
+                    shutil.copyfile(vm.out / name, path)
         for line in (*vm.alarms(), *vm.faults()):
             print(f"  | {line}", file=sys.stderr)
     return code
