@@ -350,8 +350,8 @@ def run(runs: int, quick: bool) -> Section:
         for what, values in ours.items():
             section.compare(f"{name}: {what} / baseline", values, plain, _WANTED[name].get(what))
         with Counters() as counters:
-            ringed = [one for one in loops if type(one) is not Floor]
-            for what, loop in zip(("baseline", *ours), ringed, strict=True):
+            for what, values in {"baseline": plain, **ours}.items():
+                (loop,) = (one for one, its in zip(loops, measured, strict=True) if its is values)
                 for counter, each in loop.counted(counters, rounds).items():
                     section.add(f"{name}: {what}, {counter} for each", [each], "", "counted by the processor")
     return section
