@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -77,6 +78,28 @@ def test_a_device_of_a_machine_is_opened_by_number_and_by_function(name: str) ->
         for wrong in (2, -1, "0", None, 1.5):
             with pytest.raises(UsageError, match="no function of this machine"):
                 machine.open(wrong)  # type: ignore[arg-type]
+
+
+def test_arguments_that_cannot_be_are_refused_before_qemu_is_started() -> None:
+    before = children()
+    for timeout in (0, -1, 1e9, 1e18, math.inf, math.nan):
+        with pytest.raises(UsageError, match="timeout cannot be"):
+            Machine(devices=["virtio-rng-pci"], timeout=timeout)
+    for name in ("devices", "drives", "arguments"):  # a text is a sequence, of letters
+        with pytest.raises(UsageError, match=f"{name} is a list") as caught:
+            Machine(**{name: "virtio-rng-pci"})  # type: ignore[arg-type]
+        assert caught.value.expected == f"{name}=['virtio-rng-pci']"
+    assert children() == before
+
+
+def test_a_wait_for_events_that_never_ends_is_refused() -> None:
+    with Machine(devices=["virtio-rng-pci"]) as machine:
+        for timeout in (math.inf, -math.inf, math.nan):
+            with pytest.raises(UsageError, match="a time-out cannot be"):
+                machine.qmp_events("NEVER", timeout)
+        assert machine.qmp_events("NEVER", -1) == []
+        machine.qmp("stop")
+        assert machine.qmp_events("STOP", 1e300)
 
 
 def test_open_takes_a_function_and_starts_no_second_qemu() -> None:

@@ -95,7 +95,8 @@ class Machine(StaysHere):
             QemuMissing: QEMU is not installed.
             QemuFailed: QEMU did not start; ``seen`` has what it said.
             NotSupported: There is no such machine here, or it has no such IOMMU or ports.
-            UsageError: A device or an image cannot be used; BadAddress says what is wrong with a device.
+            UsageError: A device, an image or ``timeout`` (above 0, at most 1e8) cannot be used; BadAddress says
+                what is wrong with a device.
         """
         launch = Launch(
             machine,
@@ -310,12 +311,13 @@ class Machine(StaysHere):
 
         Args:
             name: ``DEVICE_DELETED``, ``BALLOON_CHANGE`` ...
-            timeout: Seconds to wait for the first of them.
+            timeout: Seconds to wait for the first of them; what is negative is as 0.
 
         Returns:
             The events, oldest first; empty if none came.
 
         Raises:
+            UsageError: ``timeout`` is NaN or infinite.
             DeviceGone: QEMU has ended.
             Closed: The machine is closed.
         """

@@ -12,9 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 
 from uvirtio.backends.qemu.connection import Connection
-from uvirtio.errors import DeviceGone, DeviceTimeout, QemuFailed
+from uvirtio.errors import DeviceGone, DeviceTimeout, QemuFailed, UsageError
+from uvirtio.interfaces.values import TIMEOUT_MAX
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -174,8 +176,13 @@ class Qmp(Connection):
 
         Returns:
             The events, oldest first; empty if none came.
+
+        Raises:
+            UsageError: ``timeout`` is NaN or infinite, which no clock ever passes.
         """
-        deadline = time.monotonic() + timeout
+        if not -inf < timeout < inf:
+            raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds")
+        deadline = time.monotonic() + min(timeout, TIMEOUT_MAX)
         with self._lock:
             self._check()
             while True:
