@@ -8,12 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import uvirtio
 from tests.qemu.machines import needs
+from uvirtio.backends.qemu.qmp import connect
 from uvirtio.device import Device
 from uvirtio.errors import (
     BadAddress,
@@ -476,3 +478,47 @@ def test_qmp_and_its_events() -> None:
         with pytest.raises(QemuFailed, match="refused no-such"):
             machine.qmp("no-such")
         assert repr(machine) == f"<Machine pc, process {machine.pid}, 1 functions>"
+
+
+RESET = {
+    "q35": ("q35", "virtio-rng-pci", {}),
+    "q35, a root port": ("q35", "virtio-rng-pci", {"root_ports": 1}),
+    "q35, an IOMMU": ("q35", "virtio-rng-pci,iommu_platform=on,disable-legacy=on", {"iommu": "intel"}),
+    "pc": ("pc", "virtio-rng-pci", {}),
+    "microvm": ("microvm", "virtio-rng-device", {}),
+    "virt": ("virt", "virtio-rng-pci", {}),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(RESET[name][0])) for name in RESET])
+@pytest.mark.parametrize("other", [False, True], ids=["by this program", "by another one"])
+def test_a_machine_that_was_reset_has_its_devices_again(name: str, other: bool, tmp_path: Path) -> None:
+    """A device in use says so; closed and opened again it works, and so do the others, with interrupts."""
+    kind, device, options = RESET[name]
+    path = tmp_path / "qmp"
+    if other:
+        options = {**options, "qmp_path": str(path)}
+    with Machine(kind, [device, device], **options) as machine:  # type: ignore[arg-type]
+        functions = [*machine.functions]
+        if "root_ports" in options:
+            functions.append(machine.plug("virtio-rng-pci"))
+        with machine.open(0) as one, uvirtio.Rng(one) as rng:
+            assert len(rng.read(16)) == 16
+            if other:
+                with closing(connect(str(path), 5)) as qmp:
+                    qmp.execute("system_reset")
+                assert machine.qmp_events("RESET", 20)
+            else:
+                machine.qmp("system_reset")
+            with pytest.raises((uvirtio.DeviceFailure, uvirtio.DeviceAbsent)):
+                rng.read(16)
+            started = time.monotonic()
+            if not other:
+                rng.close()
+                assert time.monotonic() - started < 4
+        for _ in range(2):
+            for function in functions:
+                with machine.open(function) as device_again, uvirtio.Rng(device_again) as rng:
+                    assert all(len(rng.read(100)) == 100 for _ in range(20))
+                    counters = device_again.counters  # a completion that is seen early needs no interrupt
+                    assert counters.interrupts_taken and not counters.missed_interrupts

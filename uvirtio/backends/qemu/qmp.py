@@ -63,6 +63,9 @@ class Qmp(Connection):
         self.deleted: set[str] = set()
         """The ids of devices that QEMU reported as unplugged (DEVICE_DELETED)."""
 
+        self.resets = 0
+        """How often QEMU reported that the machine was reset (RESET)."""
+
         self.version: tuple[int, int, int] = (0, 0, 0)
 
     def greet(self, timeout: float) -> None:
@@ -228,7 +231,9 @@ class Qmp(Connection):
             return
         self._events.append(message)
         data = message.get("data")
-        if message["event"] == "DEVICE_DELETED" and isinstance(data, dict) and "device" in data:
+        if message["event"] == "RESET":
+            self.resets += 1
+        elif message["event"] == "DEVICE_DELETED" and isinstance(data, dict) and "device" in data:
             self.deleted.add(str(data["device"]))
 
     def _send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:
