@@ -64,6 +64,7 @@ class Machine(_Machine):
         function = self.function(which)
         if options is None:
             options = OpenOptions(timeout=self.timeout)
+        self._set_up_again()  # after a reset of the machine
         if function.closed:
             function.reopen()
         elif function.id in self._opened:

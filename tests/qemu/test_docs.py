@@ -14,6 +14,7 @@ import pytest
 from tests.docs_blocks import CHECKOUT, blocks, files, script, shell
 from tests.qemu.test_cli import start, uvirtio  # noqa: F401  # fixtures
 from tests.support import forked
+from uvirtio.diag import STEPS
 
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if blocks(page)]
@@ -80,6 +81,39 @@ def test_a_command_of_the_how_to_page_ends_well(
     code, _, err = uvirtio(*shlex.split(command)[1:])
     # doctor says with 4 that this machine lacks something, which in a test it does.
     assert code in ((0, 4) if command == "uvirtio doctor" else (0,)), err
+
+
+SHOWN = sorted(
+    {
+        command
+        for page in PAGES
+        for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+        for command in re.findall(r"^\$ (uvirtio [^\n|>]*scripted:[^\n|>]*)$", block, re.MULTILINE)
+    }
+)
+"""Commands of sessions; those on scripted devices give the same everywhere."""
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_a_command_that_a_page_shows_is_one(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uvirtio: Callable[..., tuple[int, str, str]],  # noqa: F811
+) -> None:
+    """It may show what fails, but no wrong use of the command."""
+    monkeypatch.chdir(tmp_path)
+    code, _, err = uvirtio(*shlex.split(command)[1:])
+    assert code in (0, 1), err
+
+
+def test_pages_show_commands_on_scripted_devices() -> None:
+    assert len(SHOWN) > 5
+
+
+def test_the_tutorial_counts_the_steps_of_a_diagnosis() -> None:
+    assert len(STEPS) == 16
+    assert "Sixteen steps" in (CHECKOUT / "docs/tutorial.md").read_text()
 
 
 def test_the_how_to_page_has_commands() -> None:

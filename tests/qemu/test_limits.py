@@ -12,6 +12,7 @@ CASES = [
     *(("NOFILE", value, "n") for value in (24, 48)),
     *(("FSIZE", value, "f") for value in (1 << 24,)),
     *(("AS", value, "v") for value in (3 << 29,)),
+    ("NPROC", 1, "u"),
     ("MEMLOCK", 0, ""),
 ]
 """The limit, its value, and the option of ulimit that the remedy names; empty: QEMU's devices need none of it."""

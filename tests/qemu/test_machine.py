@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import uvirtio
 from tests.qemu.machines import needs
+from uvirtio.backends.qemu.qmp import connect
 from uvirtio.device import Device
 from uvirtio.errors import (
     BadAddress,
@@ -77,6 +80,28 @@ def test_a_device_of_a_machine_is_opened_by_number_and_by_function(name: str) ->
         for wrong in (2, -1, "0", None, 1.5):
             with pytest.raises(UsageError, match="no function of this machine"):
                 machine.open(wrong)  # type: ignore[arg-type]
+
+
+def test_arguments_that_cannot_be_are_refused_before_qemu_is_started() -> None:
+    before = children()
+    for timeout in (0, -1, 1e9, 1e18, math.inf, math.nan):
+        with pytest.raises(UsageError, match="timeout cannot be"):
+            Machine(devices=["virtio-rng-pci"], timeout=timeout)
+    for name in ("devices", "drives", "arguments"):  # a text is a sequence, of letters
+        with pytest.raises(UsageError, match=f"{name} is a list") as caught:
+            Machine(**{name: "virtio-rng-pci"})  # type: ignore[arg-type]
+        assert caught.value.expected == f"{name}=['virtio-rng-pci']"
+    assert children() == before
+
+
+def test_a_wait_for_events_that_never_ends_is_refused() -> None:
+    with Machine(devices=["virtio-rng-pci"]) as machine:
+        for timeout in (math.inf, -math.inf, math.nan):
+            with pytest.raises(UsageError, match="a time-out cannot be"):
+                machine.qmp_events("NEVER", timeout)
+        assert machine.qmp_events("NEVER", -1) == []
+        machine.qmp("stop")
+        assert machine.qmp_events("STOP", 1e300)
 
 
 def test_open_takes_a_function_and_starts_no_second_qemu() -> None:
@@ -453,3 +478,47 @@ def test_qmp_and_its_events() -> None:
         with pytest.raises(QemuFailed, match="refused no-such"):
             machine.qmp("no-such")
         assert repr(machine) == f"<Machine pc, process {machine.pid}, 1 functions>"
+
+
+RESET = {
+    "q35": ("q35", "virtio-rng-pci", {}),
+    "q35, a root port": ("q35", "virtio-rng-pci", {"root_ports": 1}),
+    "q35, an IOMMU": ("q35", "virtio-rng-pci,iommu_platform=on,disable-legacy=on", {"iommu": "intel"}),
+    "pc": ("pc", "virtio-rng-pci", {}),
+    "microvm": ("microvm", "virtio-rng-device", {}),
+    "virt": ("virt", "virtio-rng-pci", {}),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(RESET[name][0])) for name in RESET])
+@pytest.mark.parametrize("other", [False, True], ids=["by this program", "by another one"])
+def test_a_machine_that_was_reset_has_its_devices_again(name: str, other: bool, tmp_path: Path) -> None:
+    """A device in use says so; closed and opened again it works, and so do the others, with interrupts."""
+    kind, device, options = RESET[name]
+    path = tmp_path / "qmp"
+    if other:
+        options = {**options, "qmp_path": str(path)}
+    with Machine(kind, [device, device], **options) as machine:  # type: ignore[arg-type]
+        functions = [*machine.functions]
+        if "root_ports" in options:
+            functions.append(machine.plug("virtio-rng-pci"))
+        with machine.open(0) as one, uvirtio.Rng(one) as rng:
+            assert len(rng.read(16)) == 16
+            if other:
+                with closing(connect(str(path), 5)) as qmp:
+                    qmp.execute("system_reset")
+                assert machine.qmp_events("RESET", 20)
+            else:
+                machine.qmp("system_reset")
+            with pytest.raises((uvirtio.DeviceFailure, uvirtio.DeviceAbsent)):
+                rng.read(16)
+            started = time.monotonic()
+            if not other:
+                rng.close()
+                assert time.monotonic() - started < 4
+        for _ in range(2):
+            for function in functions:
+                with machine.open(function) as device_again, uvirtio.Rng(device_again) as rng:
+                    assert all(len(rng.read(100)) == 100 for _ in range(20))
+                    counters = device_again.counters  # a completion that is seen early needs no interrupt
+                    assert counters.interrupts_taken and not counters.missed_interrupts

@@ -69,3 +69,29 @@ def test_what_a_back_end_of_one_s_own_hands_over_is_refused_untouched(monkeypatc
     assert not [entry for entry in function.log if entry.region == "common"]
     with pytest.raises(NotSupported, match="CPython"):
         Device("0000:00:04.0", transport)
+
+
+SUBINTERPRETER = """
+import _xxsubinterpreters as interpreters
+one = interpreters.create()
+interpreters.run_string(one, '''
+import uvirtio
+for address in ("scripted:rng", "scripted:blk"):
+    with uvirtio.open(address) as device, (uvirtio.Rng if device.type == "rng" else uvirtio.Blk)(device) as driver:
+        print(device.type)
+left = uvirtio.Rng(uvirtio.open("scripted:rng"))
+try:
+    uvirtio.open("qemu:virtio-rng-pci").close()
+except uvirtio.EnvironmentLack as error:
+    print(error.code)
+''')
+interpreters.destroy(one)
+"""
+
+
+def test_a_subinterpreter_drives_what_needs_no_thread_and_leaves_in_order():
+    pytest.importorskip("_xxsubinterpreters")  # another name since 3.13
+    done = subprocess.run([sys.executable, "-c", SUBINTERPRETER], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[:2] == ["rng", "blk"]
+    assert done.stdout.split()[2:] in (["UV-ENV-NOT-SUPPORTED"], ["UV-ENV-QEMU"], [])  # [] where it may

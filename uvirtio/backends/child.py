@@ -71,6 +71,7 @@ class ChildProcess:
 
         Raises:
             LimitReached: A limit of this process does not allow it.
+            NotSupported: This is a subinterpreter that may start no thread.
             UvirtioError: The process cannot be started; ``not_started`` says which.
         """
         self._binary, self._owner = binary, os.getpid()
@@ -90,13 +91,17 @@ class ChildProcess:
         try:
             start_new_thread(self._keep, (binary, list(arguments), list(fds)))
             self._started.wait(timeout)
-        except BaseException:
+        except BaseException as error:
             self._abandon()
+            if isinstance(error, RuntimeError):  # of the thread
+                lacking = limits.no_task(error, f"{self.name} cannot be started")
+                if lacking is not None:
+                    raise lacking from error
             raise
         if self._pid is None:
             self._abandon()
             if isinstance(self._failure, OSError):
-                lacking = limits.reached(self._failure, f"{self.name} cannot be started")
+                lacking = limits.no_task(self._failure, f"{self.name} cannot be started")
                 if lacking is not None:
                     raise lacking
             raise self.not_started(

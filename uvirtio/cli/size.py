@@ -13,6 +13,7 @@ SECTOR = 512
 _SECTORS = re.compile(r"([0-9]{1,18})s", re.ASCII)
 _EXPECTED = "bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB)"
 _EXAMPLE = "write 64M, 1GiB or 67108864"
+_DEVICE_FIRST = "the device comes first, and sizes after it"
 
 
 def parse_size(text: str, *, total: int | None = None, multiple: int = 1) -> int:
@@ -30,7 +31,8 @@ def parse_size(text: str, *, total: int | None = None, multiple: int = 1) -> int
     """
     match = _SYNTAX.fullmatch(text.strip().upper())
     if match is None:
-        raise BadSize(f"{text!r} is not a size", seen=text, expected=_EXPECTED, remedy=_EXAMPLE)
+        remedy = _DEVICE_FIRST if ":" in text else _EXAMPLE
+        raise BadSize(f"{text!r} is not a size", seen=text, expected=_EXPECTED, remedy=remedy)
     number = Fraction(f"{match[1]}.{match[2] or '0'}")
     if match[4]:
         return _share(text, number, total, multiple)

@@ -119,7 +119,7 @@ def _checked(given: OpenOptions) -> OpenOptions:
     _check(given.timeout, "timeout", clock, f"seconds, above 0, at most {TIMEOUT_MAX:g}")
     modes = given.interrupts
     known = isinstance(modes, Sequence) and all(isinstance(mode, InterruptMode) for mode in modes)
-    expected = "one or more of " + ", ".join(map(str, InterruptMode))
+    expected = "a list of one or more of " + ", ".join(map(str, InterruptMode))
     _check(modes, "interrupts", known and len(modes) > 0, expected)
     _check(given.ring, "ring", given.ring in _RINGS, " or ".join(map(repr, _RINGS)))
     _check(given.poll_us, "poll_us", _number(given.poll_us) and given.poll_us >= 0, "microseconds, 0 or more")

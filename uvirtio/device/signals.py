@@ -20,7 +20,7 @@ def signals_held() -> Iterator[None]:
     """Defer SIGINT, SIGTERM and SIGHUP until the end of the block, and raise them again there.
 
     A signal mask is not enough: another thread takes the signal then, and its handler still runs in the main
-    thread. In other threads no handler runs, so there is nothing to defer.
+    thread. In other threads no handler runs, nor in a subinterpreter, so there is nothing to defer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -29,8 +29,13 @@ def signals_held() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     held = {number: one for number, one in before.items() if one not in (signal.SIG_IGN, None)}
     try:
-        for number in held:
-            signal.signal(number, lambda number, _frame: came.append(number))
+        try:
+            for number in held:
+                signal.signal(number, lambda number, _frame: came.append(number))
+        except ValueError as error:  # or what a handler raised
+            if "main interpreter" not in str(error):
+                raise
+            held.clear()  # a subinterpreter: at the first one, so that none is to come back
         yield
     finally:
         # A handler that is back may raise before the others are; each must come back all the same.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from uvirtio.errors import LimitReached, UvirtioError
+from uvirtio.errors import LimitReached, NotSupported, UvirtioError
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,6 +62,39 @@ def reached(error: OSError, what: str) -> LimitReached | None:
         seen=f"{name} {soft}",
         expected=f"more {unit}",
         remedy=raised,
+    )
+
+
+def no_task(error: OSError | RuntimeError, what: str) -> UvirtioError | None:
+    """The error where no thread or process can be started: a limit was reached, or this is a subinterpreter.
+
+    Args:
+        error: What the start raised: RuntimeError for a thread.
+        what: What could not be done, for the message.
+
+    Returns:
+        The error; None: ``error`` is about something else.
+    """
+    if isinstance(error, OSError):
+        if error.errno != errno.EAGAIN:
+            return reached(error, what)
+    elif "subinterpreter" in str(error):
+        return NotSupported(
+            f"{what} in a subinterpreter that may start no thread",
+            seen=str(error),
+            expected="the main interpreter of a process",
+            remedy="use a process of its own, such as one of multiprocessing",
+        )
+    elif "start new thread" not in str(error):
+        return None
+    import resource  # as in ``reached``
+
+    soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    return LimitReached(
+        f"{what}: there are too many threads and processes",
+        seen="no RLIMIT_NPROC" if soft == resource.RLIM_INFINITY else f"RLIMIT_NPROC {soft}",
+        expected="room for one more, of this user and in its control group (pids.max)",
+        remedy="end some, or raise the limit: ulimit -u $(ulimit -H -u); a container's is pids.max",
     )
 
 

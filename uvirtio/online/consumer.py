@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from uvirtio.drivers.mem import Consumer, HandOut, Manager, Mem, Ranges
+from uvirtio.drivers.mem.kernel_use import of_this_machine
 from uvirtio.errors import InUse, NotPlugged, NotSupported, OperationFailed, UvirtioError
 from uvirtio.host import sysfs
 from uvirtio.host.memory import blocks_of_range
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.backend import ProvidesMemory
 from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState
 from uvirtio.online.pieces import SystemMemory
 
@@ -22,7 +22,7 @@ BUSY_FIRST, BUSY_LAST = 0.5, 15.0
 
 def kernel_of(mem: Mem, roots: Roots) -> KernelView | None:
     """The view of the device's region in this machine's kernel; None where it is another machine's memory."""
-    if isinstance(mem.device.transport.backend, ProvidesMemory):
+    if not of_this_machine(mem.device):
         return None
     return KernelView(mem.addr, mem.config().region_size, roots)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Final, NoReturn
 
-from uvirtio.errors import BadAddress, UvirtioError
+from uvirtio.errors import BadAddress, NotSupported, UvirtioError
 from uvirtio.scripted.answering import Answering
 from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.blk import Disk
@@ -391,7 +391,24 @@ def _made(address: str, parts: _Parts) -> ScriptedCore:
         _refuse(address, f"{parts.type} has no transport {parts.transport}", parts.transport, ["pci", "mmio"])
     for name, value in parts.lies.items():
         setattr(device.lies, name, value)
+    if isinstance(model, Mem):
+        # So that nothing takes the addresses of its region for those of this machine's memory.
+        device.plugged_memory = _no_memory  # type: ignore[attr-defined]
     return device
+
+
+def _no_memory() -> NoReturn:
+    """The ability ``ProvidesMemory`` of a device that has none behind its numbers.
+
+    Raises:
+        NotSupported: Always.
+    """
+    raise NotSupported(
+        "there is no memory behind a device of a scripted: address",
+        seen="a device made of Python",
+        expected="a device of this machine, or of QEMU",
+        remedy="qemu:virtio-mem-pci has memory that can be plugged and used",
+    )
 
 
 def _refuse(address: str, why: str, seen: str, known: list[str]) -> NoReturn:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from pathlib import Path
 
+import pytest
+
+from uvirtio.backends import child as module
 from uvirtio.backends.child import ChildProcess
+from uvirtio.errors import LimitReached
 
 
 def test_a_program_that_a_handler_of_this_process_took_is_closed_as_any_other() -> None:
@@ -20,3 +26,25 @@ def test_a_program_that_a_handler_of_this_process_took_is_closed_as_any_other() 
     finally:
         child.close()
     assert child.exited
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_no_room_for_a_thread_or_a_process_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_process(*_: object, **__: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def no_thread(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    before = open_descriptors()
+    monkeypatch.setattr(os, "posix_spawn", no_process)
+    with pytest.raises(LimitReached, match="too many threads and processes") as caught:
+        ChildProcess("/bin/sleep", ["60"], [], timeout=10)
+    assert "RLIMIT_NPROC" in caught.value.seen and "ulimit -u" in str(caught.value.remedy)
+    monkeypatch.setattr(module, "start_new_thread", no_thread)
+    with pytest.raises(LimitReached, match="too many threads and processes"):
+        ChildProcess("/bin/sleep", ["60"], [], timeout=10)
+    assert open_descriptors() == before

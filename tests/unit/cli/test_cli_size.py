@@ -113,3 +113,9 @@ def test_garbage_is_a_size_or_a_refusal(text: str) -> None:
 def test_human_sizes_are_short(size: int) -> None:
     assert len(human(size)) <= 14
     assert human(size).split()[1] in ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def test_a_device_where_a_size_belongs_is_told_as_that():
+    with pytest.raises(BadSize, match="'qemu:virtio-rng-pci' is not a size") as caught:
+        parse_size("qemu:virtio-rng-pci")
+    assert caught.value.remedy == "the device comes first, and sizes after it"

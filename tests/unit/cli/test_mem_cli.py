@@ -246,3 +246,14 @@ def test_the_commands_look_there_first(model, root, capsys):
     assert len(model.plugged) == 6
     assert run(["mem", "map", DEV, "--root", root]) == 0
     assert "@@##......##" in capsys.readouterr().out
+
+
+def test_a_scripted_address_is_no_memory_of_this_machine(root, capsys):
+    """Whatever this machine has where the region says that it lies."""
+    iomem(root, f"{ADDR:x}-{ADDR + 64 * BLOCK - 1:x} : System RAM")
+    assert run(["mem", "status", "scripted:mem", "--root", root]) == 0
+    assert "plugged:        0 B" in capsys.readouterr().out
+    assert run(["mem", "unplug-all", "scripted:mem", "--root", root]) == 0
+    for words in (["plug", "scripted:mem", "2M", "--verify"], ["online", "scripted:mem"]):
+        assert run(["mem", *words, "--root", root]) == 4
+        assert "UV-ENV-NOT-SUPPORTED" in capsys.readouterr().err

@@ -77,6 +77,10 @@ class QemuPciFunction(OtherSideOf):
         self._removal = RemovalEvent(self.machine.process, self.machine.qmp_client, self.id)
         self.removal: Event | None = self._removal
 
+    def restore(self) -> None:
+        """Set up what a reset of the machine has taken back; its device has to be opened again."""
+        self._access.restore()
+
     def wake(self) -> None:
         """Make the wait loop of its device check ``removal``."""
         self._removal.wake()

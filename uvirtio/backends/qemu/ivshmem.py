@@ -116,6 +116,12 @@ class Bells:
                 )
         self._pci = pci
 
+    def restore(self) -> None:
+        """Set up the ivshmem function as it was, after a reset of the machine."""
+        if self._pci is not None:
+            self._pci.restore(bus_master=True)
+            self._pci.msix_enable(True)
+
     def call_message(self, vector: int) -> tuple[int, int]:
         """Return the (address, data) of an MSI-X message that sets the eventfd ``vector`` of this process."""
         return self._doorbell_address, _OUR_PEER << 16 | vector

@@ -24,9 +24,9 @@ from uvirtio.backends.qemu.process import (
 )
 from uvirtio.backends.qemu.supply import Supply, images_of
 from uvirtio.backends.resources import Resources
-from uvirtio.errors import BadAddress, NotSupported
+from uvirtio.errors import BadAddress, NotSupported, UsageError
 from uvirtio.host import limits
-from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ class Launch:
         root_ports: int = 0,
     ) -> None:
         """Start QEMU; parameters and errors as for ``Machine``."""
+        if not 0 < timeout <= TIMEOUT_MAX:
+            expected = f"seconds, above 0, at most {TIMEOUT_MAX:g}"
+            raise UsageError(f"timeout cannot be {timeout!r}", seen=timeout, expected=expected)
+        for name, given in (("devices", devices), ("drives", drives), ("arguments", arguments)):
+            if isinstance(given, str):  # a sequence, too: of letters
+                raise UsageError(f"{name} is a list", seen=given, expected=f"{name}=[{given!r}]")
         if is_big_endian(machine):
             raise NotSupported(
                 f"the machine {machine} is big-endian: {WHY_LITTLE}",

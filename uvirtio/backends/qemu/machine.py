@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, partial
@@ -96,7 +97,8 @@ class Machine(StaysHere):
             QemuMissing: QEMU is not installed.
             QemuFailed: QEMU did not start; ``seen`` has what it said.
             NotSupported: There is no such machine here, or it has no such IOMMU or ports.
-            UsageError: A device or an image cannot be used; BadAddress says what is wrong with a device.
+            UsageError: A device, an image or ``timeout`` (above 0, at most 1e8) cannot be used; BadAddress says
+                what is wrong with a device.
         """
         launch = Launch(
             machine,
@@ -133,6 +135,9 @@ class Machine(StaysHere):
         """The Device that was made of a function last, by its id; ``uvirtio.qemu`` sets it."""
 
         self._closing = False
+        self._resets = 0
+        """Resets of the machine after which it was set up."""
+
         self._resources = launch.resources
         try:
             with limits.told(f"the machine {self.name} cannot be started"):
@@ -304,19 +309,52 @@ class Machine(StaysHere):
         self._check()
         self.process.disposable = False  # it may give QEMU an image whose format has to be finished
         self.qtest.settle()  # what a driver wrote comes before what the host does
-        return self.qmp_client.execute(command, **arguments)
+        resets = self.qmp_client.resets
+        answer = self.qmp_client.execute(command, **arguments)
+        if command == "system_reset":
+            deadline = time.monotonic() + self.timeout
+            with suppress(DeviceGone):  # with -no-reboot QEMU ends
+                while self.qmp_client.resets == resets and time.monotonic() < deadline:
+                    self.qmp_client.await_message(deadline)
+                self._set_up_again()
+        return answer
+
+    def _set_up_again(self) -> None:
+        """Do what firmware does after a reset of the machine, if one has come: the functions are in place again.
+
+        Raises:
+            QemuFailed: The IOMMU does not respond as it should.
+            DeviceGone: QEMU has ended.
+            DeviceTimeout: QEMU does not respond within the machine's time-out.
+        """
+        self.qmp_client.drain()
+        resets = self.qmp_client.resets
+        if resets == self._resets:
+            return
+        if self.model.pci is not None:
+            self._bridge.set_up()
+            if self.iommu is not None:
+                self.iommu.enable()
+            for port in self._ports:
+                port.set_up()
+            self.bells.restore()
+            for function in self.functions:
+                if function.bus == "pci":
+                    function.restore()
+        self._resets = resets
 
     def qmp_events(self, name: str, timeout: float = 0.0) -> list[dict[str, Any]]:
         """Take the QMP events of one name that have come since the last call.
 
         Args:
             name: ``DEVICE_DELETED``, ``BALLOON_CHANGE`` ...
-            timeout: Seconds to wait for the first of them.
+            timeout: Seconds to wait for the first of them; what is negative is as 0.
 
         Returns:
             The events, oldest first; empty if none came.
 
         Raises:
+            UsageError: ``timeout`` is NaN or infinite.
             DeviceGone: QEMU has ended.
             Closed: The machine is closed.
         """

@@ -109,8 +109,12 @@ class HostBridge:
         self.qtest = qtest
         self.bus = bus
         self.windows = Windows(bus.memory, bus.high, bus.ports)
-        for devfn, offset, value in bus.setup:
-            ConfigPorts(qtest, devfn).write32(offset, value)
+        self.set_up()
+
+    def set_up(self) -> None:
+        """Program what firmware would: at the start, and after a reset of the machine."""
+        for devfn, offset, value in self.bus.setup:
+            ConfigPorts(self.qtest, devfn).write32(offset, value)
 
     def config(self, devfn: int, bus: int = 0) -> Registers:
         """Return the configuration space of a function: 4096 bytes if it is PCI Express, else 256."""
@@ -219,6 +223,8 @@ class PciAccess:
         self._check = check
         self.config: Registers = CheckedRegisters(bridge.config(devfn), check)
         self.bars: dict[int, Bar] = {}
+        self._assigned: list[Step] = []
+        """The writes that give the BARs their addresses."""
         self.pin = self.config.read8(spec.CFG_INTERRUPT_PIN)
         self.line = bridge.line(devfn, self.pin)
         self._bridge = bridge
@@ -265,7 +271,17 @@ class PciAccess:
                     last = ~(low & spec.BAR_MEMORY_MASK) & _ALL_ONES
                     addresses += self._assign(index, last, is_io=False, is_64=False)
                 index += 1
+        self._assigned = addresses
         exchange(self.config, addresses)
+
+    def restore(self, *, bus_master: bool = False) -> None:
+        """Give the BARs their addresses again, after a reset of the machine, and enable decoding.
+
+        Args:
+            bus_master: Allow the function to do DMA.
+        """
+        exchange(self.config, self._assigned)
+        self.enable(bus_master=bus_master)
 
     def _assign(self, index: int, last: int, *, is_io: bool, is_64: bool) -> list[Step]:
         """Assign an address to one BAR of ``last + 1`` bytes; returns the writes that set it."""

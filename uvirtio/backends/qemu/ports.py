@@ -67,7 +67,12 @@ class RootPort:
         start = host.windows.place(_WINDOW, is_io=False, is_64=False)
         # No I/O window: behind a root port QEMU's virtio devices have the modern interface alone.
         self.windows = Windows((start, start + _WINDOW), (0, 0), (0, 0))
-        config = self._config
+        self._start = start
+        self.set_up()
+
+    def set_up(self) -> None:
+        """Program the bridge: at the start, and after a reset of the machine."""
+        config, start, number = self._config, self._start, self.number
         config.write32(_BUS_NUMBERS, number << 16 | number << 8)
         config.write16(_IO_WINDOW, 0x00F0)
         config.write32(_MEMORY_WINDOW, (start + _WINDOW - _MIB) >> 16 << 16 | start >> 16)

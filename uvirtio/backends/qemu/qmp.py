@@ -12,9 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 
 from uvirtio.backends.qemu.connection import Connection
-from uvirtio.errors import DeviceGone, DeviceTimeout, QemuFailed
+from uvirtio.errors import DeviceGone, DeviceTimeout, QemuFailed, UsageError
+from uvirtio.interfaces.values import TIMEOUT_MAX
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ class Qmp(Connection):
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self.deleted: set[str] = set()
         """The ids of devices that QEMU reported as unplugged (DEVICE_DELETED)."""
+
+        self.resets = 0
+        """How often QEMU reported that the machine was reset (RESET)."""
 
         self.version: tuple[int, int, int] = (0, 0, 0)
 
@@ -174,8 +179,13 @@ class Qmp(Connection):
 
         Returns:
             The events, oldest first; empty if none came.
+
+        Raises:
+            UsageError: ``timeout`` is NaN or infinite, which no clock ever passes.
         """
-        deadline = time.monotonic() + timeout
+        if not -inf < timeout < inf:
+            raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds")
+        deadline = time.monotonic() + min(timeout, TIMEOUT_MAX)
         with self._lock:
             self._check()
             while True:
@@ -221,7 +231,9 @@ class Qmp(Connection):
             return
         self._events.append(message)
         data = message.get("data")
-        if message["event"] == "DEVICE_DELETED" and isinstance(data, dict) and "device" in data:
+        if message["event"] == "RESET":
+            self.resets += 1
+        elif message["event"] == "DEVICE_DELETED" and isinstance(data, dict) and "device" in data:
             self.deleted.add(str(data["device"]))
 
     def _send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:

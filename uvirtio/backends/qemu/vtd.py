@@ -83,6 +83,14 @@ class Vtd:
             root[0] = self._contexts.address | _PRESENT
         for devfn in range(256):
             self.set_context(devfn, 0, domain=1, flush=False)
+        self.enable()
+
+    def enable(self) -> None:
+        """Enable it with its tables: at the start, and after a reset of the machine.
+
+        Raises:
+            QemuFailed: It does not respond as it should.
+        """
         self._registers.write32(_RTADDR, self._root.address & 0xFFFFFFFF)
         self._registers.write32(_RTADDR + 4, self._root.address >> 32)
         for bit in (_ROOT_SET, _TRANSLATE):

@@ -51,10 +51,10 @@ def register(app: typer.Typer) -> None:
 @contextmanager
 def _driver(cmd: Command, dev: str) -> Iterator[tuple[Device, Mem]]:
     from uvirtio.drivers.mem import Mem
-    from uvirtio.drivers.mem.kernel_use import note_kernel_use
+    from uvirtio.drivers.mem.kernel_use import note_kernel_use, of_this_machine
 
     with cmd.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(cmd, device)) as mem:
-        if device.guest is None:
+        if of_this_machine(device):
             note_kernel_use(mem, cmd.roots)  # blocks that Linux uses are not unplugged
         yield device, mem
 

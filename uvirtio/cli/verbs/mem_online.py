@@ -29,11 +29,12 @@ STAY_AWAKE = "`systemd-inhibit --what=sleep sleep infinity`"
 
 
 def suspend_lock(cmd: Command, device: Device) -> SuspendLock | None:
-    """What prevents suspend while this machine's memory is plugged; None: a ``qemu:`` guest does not suspend."""
-    if device.guest is not None:
-        return None
+    """What prevents suspend while this machine's memory is plugged; None: it is no memory of this machine."""
     from uvirtio.drivers.mem import SuspendLock
+    from uvirtio.drivers.mem.kernel_use import of_this_machine
 
+    if not of_this_machine(device):
+        return None
     return SuspendLock("plugged virtio-mem memory would be lost by a suspend", roots=cmd.roots)
 
 

@@ -191,7 +191,13 @@ class _Collection:
         self.values: Mapping[int, int] | None = None
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="balloon statistics", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            lacking = limits.no_task(error, "statistics cannot be collected")
+            if lacking is not None:
+                raise lacking from error
+            raise
 
     def _run(self) -> None:
         try:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from uvirtio.device import Device
 from uvirtio.drivers.mem.block_table import Use
 from uvirtio.drivers.mem.driver import Mem
 from uvirtio.errors import ConfigError
 from uvirtio.host.memory import system_ram
 from uvirtio.host.roots import Roots
+from uvirtio.interfaces.backend import ProvidesMemory
+
+
+def of_this_machine(device: Device) -> bool:
+    """Return whether the region is memory of this machine, and not of a ``qemu:``, scripted or vhost-user device.
+
+    Args:
+        device: The memory device.
+    """
+    backend = device.transport.backend
+    return not isinstance(backend, ProvidesMemory) and backend.bus != "vhost-user"
 
 
 def note_kernel_use(mem: Mem, roots: Roots) -> list[Use]:
     """Pin the plugged memory that this machine's kernel uses, so that it is not unplugged.
 
     Args:
-        mem: A device of this machine, not a ``qemu:`` one.
+        mem: A device of this machine (``of_this_machine``).
         roots: Whose /proc/iomem to read.
 
     Returns:

@@ -10,6 +10,7 @@ from typing import Self
 
 from uvirtio.drivers.mem.block_table import Use
 from uvirtio.drivers.mem.driver import Mem
+from uvirtio.drivers.mem.kernel_use import of_this_machine
 from uvirtio.drivers.mem.ranges import Ranges
 from uvirtio.errors import BadSize, Closed, Misuse, NotSupported, OperationFailed
 from uvirtio.host.pages import CPU_PAGE
@@ -168,12 +169,19 @@ class Region:
 
         Raises:
             NotSupported: There is no /dev/mem, it does not map plugged memory as ordinary memory (all CPUs but
-                x86), or blocks are no multiple of the CPU's page.
+                x86), blocks are no multiple of the CPU's page, or the device is one of a ``scripted:`` or
+                ``vhost-user:`` address, which has no memory of this machine.
             PermissionLack: /dev/mem may not be opened.
         """
         backend = mem.device.transport.backend
         if isinstance(backend, ProvidesMemory):
             window: MemoryWindow = backend.plugged_memory()
+        elif not of_this_machine(mem.device):
+            raise NotSupported(
+                f"the memory of {mem.device.address} is that of another program",
+                seen="a vhost-user device",
+                expected="a device of this machine, or of QEMU",
+            )
         else:
             window = dev_mem(mem.addr, mem.config().region_size, roots or Roots())
         try:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from uvirtio.drivers.mem.region import Region
 from uvirtio.errors import OperationFailed, UvirtioError
+from uvirtio.host import limits
 from uvirtio.spec.page import VIRTIO_PAGE
 
 _WORD = 8
@@ -120,6 +121,9 @@ def _in_child(region: Region, numbers: Sequence[int], act: Pass, timeout: float)
             os.close(theirs)
             raise
     except OSError as error:
+        lacking = limits.no_task(error, "plugged memory cannot be verified")
+        if lacking is not None:
+            raise lacking from error
         raise OperationFailed(
             "plugged memory cannot be verified: there is no child process for it",
             seen=errno.errorcode.get(error.errno or 0, str(error)),
