@@ -114,13 +114,36 @@ class Queue(StaysHere):
         """
         self.ring.add_all(chains)
 
+    def send(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
+        """Add a chain and show it to the device, as ``add`` and ``kick`` do; the caller looks at the ring then.
+
+        When that was is not noted: ``note`` does it, for a chain that does not come back at once.
+
+        Args:
+            readable: The buffers that the device reads, as device addresses and lengths in bytes.
+            writable: The buffers that the device writes.
+            cookie: What ``reap`` returns with the completion.
+
+        Raises:
+            BadChain: The chain breaks a rule of 2.7.5.
+            QueueFull: There are not enough free descriptors.
+        """
+        ring = self.ring
+        owed, self._owed = self._owed, True  # as in ``kick``
+        if ring.send(readable, writable, cookie) or (owed and ring.wants_kick()):
+            # What ``notify`` does, without its call.
+            self._doorbell.ring(self.index | ring.kick_data << 16 if self._with_data else self.index)
+            self.kicks += 1
+            self.kicked = ring.published
+        self._owed = False
+
     def kick(self) -> None:
         """Make the added chains available, and notify the device unless it suppresses that (2.7.13)."""
         owed, self._owed = self._owed, True  # until it was given: what a signal handler raises may come before
         if self.ring.publish() or (owed and self.ring.wants_kick()):
             self.notify()  # before all else: the device may be asleep
         self._owed = False
-        self._note()
+        self.note()
 
     def show_added(self) -> None:
         """Make the added chains available; the notification, if the device asks for one, comes with ``kick``.
@@ -133,15 +156,15 @@ class Queue(StaysHere):
             self._owed = owed
         elif idle:
             self.notify()
-        self._note()
+        self.note()
 
     def publish(self) -> bool:
         """Make the added chains available, without a notification; whether the device asks for one."""
         wanted = self.ring.publish()
-        self._note()
+        self.note()
         return wanted
 
-    def _note(self) -> None:
+    def note(self) -> None:
         """Note when chains were published."""
         count = self.ring.published
         if count == self._noted:
@@ -210,6 +233,23 @@ class Queue(StaysHere):
         self.completions += len(done)
         return done
 
+    def take(self, looks: int = 1) -> tuple[Any, int] | None:
+        """Take one chain that the device has used, as ``reap`` does, where the caller has one in flight.
+
+        Args:
+            looks: How often to look whether it is used, at most.
+
+        Returns:
+            Its cookie, with the bytes that the device says it wrote; None where it is not used yet.
+
+        Raises:
+            RingCorruption: A used entry or the used index is invalid.
+        """
+        came = self.ring.take(looks)
+        if came is not None:
+            self.completions += 1
+        return came
+
     def set_fixed(self, chains: Sequence[Chain]) -> Slots:
         """Write the descriptors of these chains once, one slot each; then use ``submit`` and ``reap_slots``.
 
@@ -239,7 +279,7 @@ class Queue(StaysHere):
         if fixed.submit(slots, show=show):
             self.notify()
         if self.ring.published != self._noted:
-            self._note()
+            self.note()
 
     def show(self, count: int) -> None:
         """Let the device see slots that were submitted without, in their order, and notify it if it asks for that.
@@ -254,7 +294,7 @@ class Queue(StaysHere):
         if fixed.show(count):
             self.notify()
         if self.ring.published != self._noted:
-            self._note()
+            self.note()
 
     def relay(self, looks: int, goal: int = 1) -> int:
         """Look for used slots; as soon as there are any, show the device others, at most as many.
@@ -273,7 +313,7 @@ class Queue(StaysHere):
         fixed = self._slots or self._fixed()
         came = fixed.relay(looks, self.notify, goal)
         if self.ring.published != self._noted:
-            self._note()
+            self.note()
         return came
 
     def reap_slots(self) -> array[int]:

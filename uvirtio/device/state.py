@@ -59,7 +59,7 @@ class Session:
         self._driver = driver
         self._acquire, self._release = device._lock.acquire, device._lock.release
         self.lock = device._lock
-        """What a session holds; alone it is for what cannot fail, where ``made_here[0]`` is 1 and ``works()``."""
+        """What a session holds; alone it will do where ``made_here[0]`` is 1 and ``works()``, with ``left_by``."""
         self.made_here = device._made_here
         """Its first byte: 1 in the process that opened the device, 0 in its children."""
 
@@ -67,6 +67,17 @@ class Session:
         """Whether ``__enter__`` would succeed now, for a caller that has the lock."""
         device = self._device
         return device._used_by is self and device._broken is None and not device.closing
+
+    def left_by(self, error: BaseException) -> None:
+        """Do what ``__exit__`` does of an exception, for a caller that has the lock alone.
+
+        Args:
+            error: The exception; where it says so, the device is marked as broken.
+
+        Raises:
+            DeviceFailure, DeviceGone: In its place: why the device failed, where its status says that.
+        """
+        self._device._left_by(error)
 
     def __enter__(self) -> None:
         device = self._device

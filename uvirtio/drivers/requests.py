@@ -27,7 +27,7 @@ _SKIPPED = 16
 _GLANCES = 16
 """Looks at the rings between two looks at the clock."""
 
-_LOOK = 256
+LOOK = 256
 """Waits between two checks for configuration changes and removal, which the wait loop makes too."""
 
 
@@ -270,7 +270,7 @@ class BaseRequestQueues(Generic[Q, R]):
     def _look(self, ready: Callable[[], bool], seconds: float) -> bool:
         """Look at the rings for a while, where that has been of use; whether ``ready()``."""
         self._waits += 1
-        if not self._waits % _LOOK:
+        if not self._waits % LOOK:
             self._device.service()  # as the wait loop does, which does not run while looking is enough
         if not self.looks:
             return False

@@ -223,12 +223,14 @@ class MappedRegisters:
             raise _too_large(value, 1) from None
 
     def write16(self, offset: int, value: int) -> None:
-        """Write 16 bits at ``offset``."""
-        place = self._index(offset, 2)
+        """Write 16 bits at ``offset``, in one step: this is the doorbell of a PCI device."""
+        place = offset + self._bias
+        if self._closed or offset < 0 or offset + 2 > self.length or place & 1:
+            self._index(offset, 2)
         if self._order is not None:
             self._order()
         try:
-            self._h[place] = value
+            self._h[place >> 1] = value
         except ValueError:
             raise _too_large(value, 2) from None
 
@@ -387,6 +389,50 @@ class FdRegisters(WidthRegisters):
             raise self._gone(place, os.strerror(error.errno or 0)) from error
         if done != width:
             raise self._gone(place, f"{done} bytes of {width}")
+
+
+class FdDoorbell:
+    """A kick by a 16-bit write to registers behind a descriptor, whose bytes and place are made once.
+
+    Satisfies ``Doorbell``.
+    """
+
+    def __init__(self, registers: FdRegisters, value: int) -> None:
+        """Take over the registers.
+
+        Args:
+            registers: A window whose first 16 bits are the notification register.
+            value: What is written at each kick.
+
+        Raises:
+            Misuse: They are not 16 aligned bits, or ``value`` does not fit them.
+        """
+        if not 0 <= value <= 0xFFFF:
+            raise _too_large(value, 2)
+        self._registers = registers
+        self._fd, self._place, self._data = registers._fd, registers._place(0, 2), value.to_bytes(2, "little")
+
+    def ring(self, value: int) -> None:
+        """Write what was set; ``value`` is ignored.
+
+        Raises:
+            DeviceGone: The device was removed.
+            Closed: After ``close()``.
+        """
+        del value
+        registers = self._registers
+        if registers._closed:
+            registers._place(0, 2)
+        try:
+            done = os.pwrite(self._fd, self._data, self._place)
+        except OSError as error:
+            raise registers._gone(self._place, os.strerror(error.errno or 0)) from error
+        if done != 2:
+            raise registers._gone(self._place, f"{done} bytes of 2")
+
+    def close(self) -> None:
+        """Close the registers; idempotent."""
+        self._registers.close()
 
 
 def exchange(registers: Registers, steps: Sequence[Step]) -> list[int]:

@@ -30,7 +30,7 @@ class ChainWatch:
         self._out: list[tuple[int, Any, Sequence[tuple[int, int]]]] = []
         self._fixed: list[tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]] = []
         self._ring = queue.ring
-        for name in ("add", "add_all", "reap", "set_fixed", "submit", "reap_slots"):
+        for name in ("add", "add_all", "send", "reap", "take", "set_fixed", "submit", "reap_slots"):
             method = getattr(type(queue), name)
             setattr(queue, name, self._watching(name, method))
 
@@ -56,6 +56,10 @@ class ChainWatch:
             for chain in before[: len(before) - len(chains)]:
                 self._gone(*chain)
 
+    def _send(self, do: Callable[[], Any], readable: Any, writable: Any, cookie: Any) -> None:
+        self._gone(readable, writable, cookie)
+        do()
+
     def _gone(self, readable: Any, writable: Any, cookie: Any) -> None:
         self._count += 1
         self._out.append((self._count, cookie, list(writable)))
@@ -75,6 +79,12 @@ class ChainWatch:
         for completion in done:
             self._back(completion.cookie, completion.written)
         return done
+
+    def _take(self, do: Callable[[], Any], *_: Any, **__: Any) -> Any:
+        came = do()
+        if came is not None:
+            self._back(*came)
+        return came
 
     def _back(self, cookie: Any, written: int) -> None:
         for place, (number, posted, writable) in enumerate(self._out):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Container, Sequence
 from uvirtio.errors import DeviceGone, NotVirtio
 from uvirtio.interfaces.runtime import USED, Causes, Guarded, after_removal
 from uvirtio.interfaces.values import InterruptMode, Trace
-from uvirtio.memory.access import read_field, write_field
+from uvirtio.memory.access import FdDoorbell, FdRegisters, read_field, write_field
 from uvirtio.spec import ids, pci
 from uvirtio.transports import pci_caps
 from uvirtio.transports.base import TransportBase
@@ -221,7 +221,11 @@ class PciBase(TransportBase):
             doorbell = self._function.doorbell(bar, offset, ident)
         by_event = doorbell is not None and not data
         if doorbell is None:
-            doorbell = IndexDoorbell(self._function.registers(bar, offset, pci.NOTIFY_WIDTH), ident)
+            window = self._function.registers(bar, offset, pci.NOTIFY_WIDTH)
+            if isinstance(window, FdRegisters):
+                doorbell = FdDoorbell(window, ident)
+            else:
+                doorbell = IndexDoorbell(window, ident)
         if self._trace is not None:
             width = pci.NOTIFY_DATA_WIDTH if data else pci.NOTIFY_WIDTH
             place = f"BAR {bar}+{offset:#x} {'eventfd' if by_event else f'write{8 * width}'}"

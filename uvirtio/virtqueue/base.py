@@ -213,6 +213,39 @@ class VirtqueueBase:
         finally:
             del chains[: self._laid - before]  # not counted here: a signal may come between the two
 
+    def publish(self) -> bool:
+        """Make all added chains visible; see ``Virtqueue``."""
+        raise NotImplementedError
+
+    def send(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> bool:
+        """Add one chain, and make it visible; see ``Virtqueue``."""
+        self.add(readable, writable, cookie)
+        return self.publish()
+
+    def pending(self) -> bool:
+        """Whether the device has used a chain that was not reaped."""
+        raise NotImplementedError
+
+    def reap(self, limit: int | None = None) -> list[Completion]:
+        """Return used chains; see ``Virtqueue``."""
+        raise NotImplementedError
+
+    def want_interrupts(self, on: bool) -> bool:
+        """Enable or suppress used buffer notifications; see ``Virtqueue``."""
+        raise NotImplementedError
+
+    def take(self, looks: int = 1) -> tuple[Any, int] | None:
+        """Return one used chain; see ``Virtqueue``."""
+        if self._shut:
+            self.refuse()
+        for _ in range(looks):
+            if self.pending():
+                [one] = self.reap(1)
+                if self._event_idx and self._interrupts:
+                    self.want_interrupts(True)  # a reap that ends at its limit does not ask for the next one
+                return one
+        return None
+
     @property
     def addresses(self) -> tuple[int, int, int]:
         """Device addresses of the descriptor, driver and device areas (2.6)."""

@@ -99,6 +99,17 @@ class Virtqueue(Protocol):
         """
         ...
 
+    def send(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> bool:
+        """Do what ``add`` and ``publish`` do; in a step, and without a call, where the ring can.
+
+        Returns:
+            Whether the device requests a notification (kick).
+
+        Raises:
+            BadChain, QueueFull, UsageError: As ``add`` does.
+        """
+        ...
+
     def wants_kick(self) -> bool:
         """Whether a notification that the device requested for what is visible is still of use.
 
@@ -121,6 +132,20 @@ class Virtqueue(Protocol):
             RingCorruption: The used ring is invalid; the queue accepts no calls any more. The cookies of chains
                 that this call took before the invalid one are among those of ``abandon``.
             UsageError: The queue has fixed slots.
+        """
+        ...
+
+    def take(self, looks: int = 1) -> tuple[Any, int] | None:
+        """Return one used chain, as ``reap`` does: for a caller that has one in flight, and waits for it.
+
+        Args:
+            looks: How often to look whether there is one, at most.
+
+        Returns:
+            Its cookie, and the number of bytes that the device reports as written; None where there is none yet.
+
+        Raises:
+            RingCorruption, UsageError: As ``reap`` does.
         """
         ...
 

@@ -13,46 +13,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from uvirtio.errors import RingCorruption, UsageError
-from uvirtio.memory.access import columns, words16, words32
-from uvirtio.spec import ring
+from uvirtio.errors import RingCorruption
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
 from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import (
-    INDIRECT_ENTRIES,
-    NOT_OUT,
-    RingOptions,
-    VirtqueueBase,
-    allocate_queue,
-    make_tuple,
-    watched,
-)
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, NOT_OUT, RingOptions, allocate_queue, make_tuple
 from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
+from uvirtio.virtqueue.split_layout import FLAGS, IDX, INDIRECT, WRITE, SplitLayout
 
 if TYPE_CHECKING:
-    from typing import Any, Literal, NoReturn
+    from typing import Any, NoReturn
 
-    from uvirtio.interfaces.memory import Block, DmaSpace
-
-# Descriptor flags (2.7.5), as placed in the second 64-bit word of a descriptor: length in bits 0..31,
-# flags in 32..47, next in 48..63.
-_NEXT = ring.DESC_F_NEXT << 32
-_WRITE = ring.DESC_F_WRITE << 32
-_INDIRECT = ring.DESC_F_INDIRECT << 32
-_NEXT_SHIFT = 48
-
-# The 16-bit words of an area: flags, idx, then the ring.
-_FLAGS = ring.RING_FLAGS // 2
-_IDX = ring.RING_IDX // 2
+    from uvirtio.interfaces.memory import DmaSpace
 
 
-_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int, tuple[int, ...] | None]
-"""A chain, how many bytes the device may write of it, and its descriptors as they go back to the free ones, the
-head last; None: the head alone."""
-
-
-class SplitQueue(VirtqueueBase):
+class SplitQueue(SplitLayout):
     """One split virtqueue. Satisfies ``Virtqueue``.
 
     Its driver area is the available ring, its device area the used ring. The fence ``order`` is executed between
@@ -62,102 +37,7 @@ class SplitQueue(VirtqueueBase):
     chains up to the one that it names (2.7.9).
     """
 
-    kind: Literal["split", "packed"] = "split"
-    AREAS = (
-        ("descriptor table", ring.DESC_ALIGN),
-        ("available ring", ring.AVAIL_ALIGN),
-        ("used ring", ring.USED_ALIGN),
-    )
-
-    __slots__ = (
-        "_avail",
-        "_avail_event",
-        "_elements",
-        "_free",
-        "_heads",
-        "_held",
-        "_ids",
-        "_lengths",
-        "_mask",
-        "_reaping",
-        "_rests",
-        "_ring",
-        "_starts",
-        "_unheld",
-        "_used",
-        "_used_event",
-    )
-
-    def _begin(self, desc: Block, driver: Block, device: Block) -> None:
-        size = self.size
-        self._mask = size - 1
-        self._used_event = ring.used_event_offset(size) // 2
-        self._avail_event = ring.avail_event_offset(size) // 2
-
-        # Free descriptors, the next one last: a stack, or with IN_ORDER a queue, in ring order for ever.
-        # The ring's indices are the chains since the start (VirtqueueBase), modulo 65,536.
-        self._free: list[int] | deque[int] = list(range(size - 1, -1, -1))
-        if self._in_order:
-            self._free = deque(self._free)
-        self._heads = [0] * size if self._in_order else []
-        """With IN_ORDER: the head of each chain, by its number modulo the size."""
-
-        self._held: list[_Held | None] = [None] * size
-        """By head: the chain that its descriptors, or its table, have been written for and still hold."""
-
-        self._unheld = 7 * size
-        """A chain of one element is noted there if its number has no bit of this: in every eighth lap. A caller
-        with buffers that stay in place has all of them there soon; new tuples each time cost little.
-        """
-
-        self._avail = watched(driver, 0, words16(driver.view, 0, 3 + size))
-        self._ring = watched(driver, ring.RING_ENTRIES, words16(driver.view, ring.RING_ENTRIES, size))
-        self._used = watched(device, 0, words16(device.view, 0, 3 + 4 * size))
-        entries = words32(device.view, ring.RING_ENTRIES, 2 * size)
-        self._elements = watched(device, ring.RING_ENTRIES, entries)
-        self._split_views()
-        self._views += [self._starts, self._rests, self._ids, self._lengths]
-        self._views += [self._avail, self._ring, self._used, self._elements]
-        # 2.7.10.1: used.flags starts at 0; so does everything else, whatever the block held before.
-        for word in (_FLAGS, _IDX, self._used_event):
-            self._avail[word] = 0
-        for word in (_FLAGS, _IDX, self._avail_event):
-            self._used[word] = 0
-
-    def _split_views(self) -> None:
-        """View the halves of descriptors and of used elements each by itself: then one index is for both."""
-        self._starts, self._rests = columns(self._desc)
-        self._ids, self._lengths = columns(self._elements)
-        self._gather()
-
-    def _gather(self) -> None:
-        self._reaping = (self._ids, self._lengths, self._out, self._free, self._mask)
-        """What ``reap`` needs of these, in one look."""
-
-    @staticmethod
-    def area_sizes(size: int) -> tuple[int, int, int]:
-        """Return the lengths of descriptor table, available ring and used ring, in bytes (2.7.1).
-
-        Raises:
-            UsageError: ``size`` is not a power of two up to 32,768.
-        """
-        if not ring.is_power_of_two(size):
-            raise UsageError(
-                "this is not a size of a split queue (2.7)",
-                seen=size,
-                expected="a power of two, 1..32768",
-            )
-        return ring.desc_size(size), ring.avail_size(size), ring.used_size(size)
-
-    @property
-    def free(self) -> int:
-        """Number of free descriptors."""
-        return len(self._free)
-
-    @property
-    def kick_data(self) -> int:
-        """avail.idx as published last, with its top bit as the wrap (2.9)."""
-        return self.published & 0xFFFF
+    __slots__ = ()
 
     def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
         """Write one descriptor chain into the ring; see ``Virtqueue``."""
@@ -182,7 +62,7 @@ class SplitQueue(VirtqueueBase):
                 room = flags = 0
             else:
                 address, length = writable[0]
-                room, flags = length, _WRITE
+                room, flags = length, WRITE
             if length < 1 or length > MAX_LENGTH or address < 0 or address > SAFE_ADDRESS:
                 measure(readable, writable, self.size)
             if not free:
@@ -249,7 +129,7 @@ class SplitQueue(VirtqueueBase):
             self._fill_table(head, readable, writable, count)
             # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
             self._desc[2 * head] = self._tables[head]
-            self._desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
+            self._desc[2 * head + 1] = count * DESC_SIZE | INDIRECT
         else:
             if len(free) < count:
                 raise self._full(count, len(free))
@@ -264,36 +144,6 @@ class SplitQueue(VirtqueueBase):
             held[head] = readable, writable, room, chain
         return head, room, chain
 
-    def _fill_chain(
-        self, chain: tuple[int, ...], readable: Sequence[SgEntry], writable: Sequence[SgEntry]
-    ) -> None:
-        desc = self._desc
-        # Each descriptor's link to the one after it, last link cut below (2.7.5).
-        links = [_NEXT | follower << _NEXT_SHIFT for follower in chain[1:]]
-        links.append(0)
-        place = 0
-        for flags, runs in ((0, readable), (_WRITE, writable)):
-            for address, length in runs:
-                slot = 2 * chain[place]
-                desc[slot] = address
-                desc[slot + 1] = length | flags | links[place]
-                place += 1
-
-    def _fill_table(self, head: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry], count: int) -> None:
-        words = self._table_words
-        assert words is not None
-        slot = 2 * INDIRECT_ENTRIES * head
-        follower = 1
-        for flags, runs in ((0, readable), (_WRITE, writable)):
-            for address, length in runs:
-                words[slot] = address
-                if follower < count:
-                    words[slot + 1] = length | flags | _NEXT | follower << _NEXT_SHIFT
-                else:
-                    words[slot + 1] = length | flags
-                slot += 2
-                follower += 1
-
     def publish(self) -> bool:
         """Make all added chains visible; see ``Virtqueue``."""
         if self._shut:
@@ -305,43 +155,50 @@ class SplitQueue(VirtqueueBase):
         if self._order is not None:
             self._order()  # 2.7.13.3.1: descriptors and ring before the index
         self.published = new
-        self._avail[_IDX] = new & 0xFFFF
+        self._avail[IDX] = new & 0xFFFF
         self._fence()  # 2.7.13.4.1: the index before the device's event word is read
         if self._event_idx:
             # 2.7.10.1: whether the index avail_event was passed between old and new
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < new - old
-        return not self._used[_FLAGS] & USED_F_NO_NOTIFY
+        return not self._used[FLAGS] & USED_F_NO_NOTIFY
+
+    def send(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> bool:
+        """Add one chain, and make it visible; see ``Virtqueue``. One that its descriptors hold already, here."""
+        free: Any = self._free  # a list, wherever something is held
+        held = self._held[head := free[-1]] if free else None
+        if held is None or held[0] is not readable or held[1] is not writable or self._shut:
+            self.add(readable, writable, cookie)
+            return self.publish()
+        laid, old, chain = self._laid, self.published, held[3]
+        # As ``add_all``: from here on nothing is called before the chain is in the books.
+        if chain is None:
+            del free[-1]
+        else:
+            del free[-len(chain) :]
+        self._out[head] = (cookie, held[2], chain, laid)
+        self._ring[laid & self._mask] = head
+        self._laid = new = laid + 1
+        # As ``publish``.
+        if self._order is not None:
+            self._order()  # 2.7.13.3.1
+        self.published = new
+        self._avail[IDX] = new & 0xFFFF
+        self._fence()  # 2.7.13.4.1
+        if self._event_idx:
+            return (new - self._used[self._avail_event] - 1) & 0xFFFF < new - old
+        return not self._used[FLAGS] & USED_F_NO_NOTIFY
 
     def wants_kick(self) -> bool:
         """Whether a notification that was requested is still of use; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
-        return self._event_idx or not self._used[_FLAGS] & USED_F_NO_NOTIFY
-
-    def words(self) -> dict[str, int]:
-        """Return the indices and event words of the ring, by their names in 2.7; see ``Virtqueue``."""
-        found = {
-            "avail.idx": self._avail[_IDX],
-            "used.idx": self._used[_IDX],
-            "avail.flags": self._avail[_FLAGS],
-            "used.flags": self._used[_FLAGS],
-        }
-        if self._event_idx:
-            found["used_event"] = self._avail[self._used_event]
-            found["avail_event"] = self._used[self._avail_event]
-        return found
-
-    def taken(self) -> bool | None:
-        """Whether the device has taken all that was published, by its avail_event (2.7.10); see ``Virtqueue``."""
-        if not self._event_idx:
-            return None
-        return self._used[self._avail_event] == self.published & 0xFFFF
+        return self._event_idx or not self._used[FLAGS] & USED_F_NO_NOTIFY
 
     def pending(self) -> bool:
         """Whether the device has used a chain that was not reaped."""
         if self.dead:
             self.refuse()
-        return self._used[_IDX] != self.reaped & 0xFFFF
+        return self._used[IDX] != self.reaped & 0xFFFF
 
     def reap(self, limit: int | None = None) -> list[Completion]:
         """Return used chains; see ``Virtqueue``. At most those in flight at the call, however fast the device is.
@@ -352,7 +209,7 @@ class SplitQueue(VirtqueueBase):
             self.refuse()
         done: list[Completion] = []
         while True:
-            index = self._used[_IDX]
+            index = self._used[IDX]
             number = self.reaped
             count = (index - number) & 0xFFFF
             if not count:
@@ -405,6 +262,41 @@ class SplitQueue(VirtqueueBase):
             self._avail[self._used_event] = self.reaped & 0xFFFF
             self._fence()
 
+    def take(self, looks: int = 1) -> tuple[Any, int] | None:
+        """Return one used chain; see ``Virtqueue``. The checks are those of ``reap``, in full (2.7.8)."""
+        if self._shut:
+            self.refuse()
+        used, number = self._used, self.reaped
+        last = number & 0xFFFF
+        for _ in range(looks):
+            index = used[IDX]
+            if index != last:
+                break
+        else:
+            return None
+        published = self.published
+        if self._in_order or (index - last) & 0xFFFF > published - number:
+            return self.reap(1)[0]
+        if self._order is not None:
+            self._order()  # the index before the element that it announces
+        free: Any  # a list, without IN_ORDER
+        ids, lengths, out, free, mask = self._reaping
+        place = number & mask
+        head, written = ids[place], lengths[place]
+        cookie, room, chain, laid = (out[head] if head <= mask else None) or NOT_OUT
+        if laid >= published:
+            self.no_such_chain(head)
+        if written > room:
+            written = self.too_long(written, room)
+        # Nothing is called from here to the end: no signal finds it half done.
+        out[head] = None
+        free += (head,) if chain is None else chain
+        self.reaped = number = number + 1
+        if self._event_idx and self._interrupts:
+            self._avail[self._used_event] = number & 0xFFFF  # 2.7.7.1
+            self._fence()
+        return cookie, written
+
     def _bad_index(self, index: int) -> NoReturn:
         self._corrupt(
             "the used index is out of range",
@@ -449,7 +341,7 @@ class SplitQueue(VirtqueueBase):
             # 2.7.7.1: flags stay 0. The entry before the current one comes up last, 65,535 entries later.
             self._avail[self._used_event] = (self.reaped if on else self.reaped - 1) & 0xFFFF
         else:
-            self._avail[_FLAGS] = 0 if on else AVAIL_F_NO_INTERRUPT
+            self._avail[FLAGS] = 0 if on else AVAIL_F_NO_INTERRUPT
         if not on:
             return False
         self._fence()  # 2.7.14: the request before the check
@@ -481,7 +373,7 @@ class SplitQueue(VirtqueueBase):
             if size < count:
                 self._fill_table(head, readable, writable, count)
                 self._desc[2 * head] = self._tables[head]
-                self._desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
+                self._desc[2 * head + 1] = count * DESC_SIZE | INDIRECT
             else:
                 self._fill_chain((head, *range(tail, tail + count - 1)), readable, writable)
                 tail += count - 1
@@ -521,11 +413,11 @@ class SplitQueue(VirtqueueBase):
         if self._order is not None:
             self._order()  # 2.7.13.3.1
         self.published = new = self.published + count
-        self._avail[_IDX] = new & 0xFFFF
+        self._avail[IDX] = new & 0xFFFF
         self._fence()  # 2.7.13.4.1
         if self._event_idx:
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < count
-        return not self._used[_FLAGS] & USED_F_NO_NOTIFY
+        return not self._used[FLAGS] & USED_F_NO_NOTIFY
 
     def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
         """Look whether chains are used, and at once make as many laid ones visible: the device goes on meanwhile.
@@ -554,7 +446,7 @@ class SplitQueue(VirtqueueBase):
             # Of many in flight several go together, which is cheaper.
             index, step = last, (old - reaped - count) >> 3
             for _ in range(looks):
-                index = used[_IDX]
+                index = used[IDX]
                 if index != last and (not step or (index - last) & 0xFFFF >= step):
                     break
             else:
@@ -570,9 +462,9 @@ class SplitQueue(VirtqueueBase):
                 if order is not None:
                     order()  # 2.7.13.3.1
                 self.published = old = old + more
-                avail[_IDX] = old & 0xFFFF
+                avail[IDX] = old & 0xFFFF
                 fence()  # 2.7.13.4.1
-                if (old - used[event] - 1) & 0xFFFF < more if event else not used[_FLAGS] & USED_F_NO_NOTIFY:
+                if (old - used[event] - 1) & 0xFFFF < more if event else not used[FLAGS] & USED_F_NO_NOTIFY:
                     notify()
             if count >= goal or not more:
                 return count
@@ -587,7 +479,7 @@ class SplitQueue(VirtqueueBase):
         """
         if self.dead:
             self.refuse()
-        count = (self._used[_IDX] - self.reaped) & 0xFFFF
+        count = (self._used[IDX] - self.reaped) & 0xFFFF
         if count:
             if count > self.published - self.reaped:
                 self._bad_index((self.reaped + count) & 0xFFFF)

@@ -152,6 +152,7 @@ class LateDisk(Disk):
 
 
 LOOKING = [BaseRequestQueues._look, BaseRequestQueues._silence, BaseRequestQueues._listen]
+CALLS = [RequestQueues.call, RequestQueues._await_one, RequestQueues._beside, Queue.send, Queue.take, Queue.note]
 
 
 def interrupted(device: Any, model: Any, queues: Any, begin: Callable[[], Any], functions: Any) -> int:
@@ -213,9 +214,7 @@ def test_a_disk_listens_again(calls: str, without: Any, monkeypatch: pytest.Monk
                 blk.submit_read(1, 1)
                 blk.wait()
 
-        lines = interrupted(
-            device, model, blk._requests, begin, [*LOOKING, RequestQueues.call, RequestQueues._alone]
-        )
+        lines = interrupted(device, model, blk._requests, begin, [*LOOKING, *CALLS])
         assert lines > 20, "it came at none of the lines"
     scripted.assert_left()
 
@@ -243,7 +242,7 @@ def test_no_slot_and_no_request_is_lost_wherever_it_is_interrupted(kind: str, ho
     functions = [BaseRequestQueues._gather, BaseRequestQueues.collect, queues._finish, queues.submit, *LOOKING]
     functions.append(Queue.kick)
     if kind == "blk":
-        functions += [RequestQueues.call, RequestQueues._alone]
+        functions += CALLS
     with opening.identify(found.address, found, timeout=2) as device, driver(device, depth=4) as disk:
         (requestq,) = disk._requests._free
         for line in itertools.count(1):

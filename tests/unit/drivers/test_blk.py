@@ -827,7 +827,7 @@ def test_a_call_that_is_interrupted_before_its_request_is_added_gives_the_slot_b
             def __getattr__(self, name: str) -> Any:
                 return getattr(ring, name)
 
-            def add(self, *_: object) -> None:
+            def send(self, *_: object) -> None:
                 raise KeyboardInterrupt
 
         requestq.queue.ring = cast(Any, Interrupted())

@@ -12,7 +12,7 @@ import pytest
 from tests.support.watchpoints import Seen, Unavailable, observe
 from uvirtio.errors import Closed, DeviceGone, Misuse, NotSupported
 from uvirtio.host import cpu
-from uvirtio.memory.access import FdRegisters, MappedRegisters, words16, words32, words64
+from uvirtio.memory.access import FdDoorbell, FdRegisters, MappedRegisters, words16, words32, words64
 
 SETUP = """
 import ctypes, mmap, struct
@@ -291,12 +291,41 @@ def test_a_failing_region_is_a_device_that_is_gone(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "pread", fail)
     monkeypatch.setattr(os, "pwrite", fail)
     registers = FdRegisters(-1, 0, 8, what="0000:03:00.0 BAR 4")
-    for call in (lambda: registers.read32(4), lambda: registers.write16(4, 1)):
+    bell = FdDoorbell(FdRegisters(-1, 0, 2, what="0000:03:00.0 BAR 4 at 0x4"), 1)
+    for call in (lambda: registers.read32(4), lambda: registers.write16(4, 1), lambda: bell.ring(1)):
         with pytest.raises(DeviceGone) as caught:
             call()
         assert caught.value.seen == os.strerror(error)
         assert "0000:03:00.0 BAR 4" in caught.value.message and "0x4" in caught.value.message
         assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_doorbell_is_one_system_call_of_what_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "region"
+    path.write_bytes(bytes(64))
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        recorded = Recorded(monkeypatch)
+        bell = FdDoorbell(FdRegisters(fd, 16, 2), 0x1234)
+        bell.ring(7)
+        assert recorded.calls == [("pwrite", 2, 16)] and path.read_bytes()[15:19] == b"\0\x34\x12\0"
+        bell.close()
+        with pytest.raises(Closed):
+            bell.ring(7)
+        assert len(recorded.calls) == 1
+        bell = FdDoorbell(FdRegisters(fd, 16, 2, what="0000:03:00.0 BAR 4"), 0)
+        monkeypatch.setattr(os, "pwrite", lambda *_: 1)
+        with pytest.raises(DeviceGone, match="BAR 4 no longer answers") as caught:
+            bell.ring(0)
+        assert caught.value.seen == "1 bytes of 2"
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(("length", "value"), [(2, -1), (2, 1 << 16), (1, 0)])
+def test_a_doorbell_that_cannot_be_is_not_made(length: int, value: int):
+    with pytest.raises(Misuse):
+        FdDoorbell(FdRegisters(-1, 16, length), value)
 
 
 def test_a_short_answer_is_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

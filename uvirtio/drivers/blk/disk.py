@@ -22,6 +22,8 @@ from uvirtio.spec import blk as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import SECTOR_SIZE, Status
 
+_RO = f.mask(f.Blk.RO)
+
 
 class Disk(RequestDriver):
     """Base of ``Blk``: the configuration of a block device (5.2.4), and checks.
@@ -164,7 +166,8 @@ class Disk(RequestDriver):
 
     def _writable(self, sector: int, data: bytes | bytearray | memoryview) -> tuple[memoryview, int]:
         """Check a write: ``data`` as bytes, and how many sectors it is."""
-        self._require_write("write to")
+        if not self.allow_write or self.device.features & _RO:
+            self._require_write("write to")
         view = memoryview(data).cast("B")
         sectors, rest = divmod(len(view), SECTOR_SIZE)
         if rest:
@@ -174,7 +177,8 @@ class Disk(RequestDriver):
                 expected=f"a multiple of {SECTOR_SIZE} (5.2.6.1)",
                 remedy="read the last sector, change it, write it",
             )
-        self.check_range(sector, sectors)
+        if not 0 <= sector <= self.known_capacity - sectors:
+            self.check_range(sector, sectors)
         return view, sectors
 
     def _require_write(self, what: str) -> None:

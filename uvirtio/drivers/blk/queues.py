@@ -6,21 +6,27 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from uvirtio.device import Queue
 from uvirtio.drivers.blk.disk import Disk
 from uvirtio.drivers.blk.request import NO_STATUS, Request, RequestQueue, Slot, requested, write_header
-from uvirtio.drivers.requests import BaseRequestQueues
+from uvirtio.drivers.requests import LOOK, BaseRequestQueues
 from uvirtio.errors import ProtocolError, QueueFull, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
 from uvirtio.virtqueue import Completion
 
 _OK = int(Status.OK)  # two plain integers are compared in half of the time
+_SUCCESS = Status.OK
 _IN = spec.Request.IN
 _END = sys.maxsize
 
 
 TOGETHER = 8
 """Requests without a kick that are made available together: a device that polls works on them meanwhile."""
+
+
+LOOKS = 64
+"""Looks of a call that is alone at the ring, some microseconds, before it looks at the clock."""
 
 
 class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
@@ -46,7 +52,9 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             for _, queue in sorted(device.queues.items())
         ]
         super().__init__(disk, made)
-        self._quick = made[0] if len(made) == 1 and made[0].roomy else None
+        self._only = made[0] if len(made) == 1 else None
+        """The queue that takes requests, where there is but one."""
+        self._quick = self._only if self._only is not None and self._only.roomy else None
         """The queue whose ring always has a place for a request that has a slot, where there is but this one."""
         self._request = requested(self, spec.Request.IN, 0, 0, self._first.index)
         """Of the calls that are alone: when such a one begins, no slot has it."""
@@ -170,14 +178,14 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
     def remove(self, requestq: RequestQueue) -> None:
         """Stop using a queue for single requests, because a burst takes it."""
         super().remove(requestq)
-        self._quick = self._free[0] if len(self._free) == 1 and self._free[0].roomy else None
+        self._only = self._free[0] if len(self._free) == 1 else None
+        self._quick = self._only if self._only is not None and self._only.roomy else None
 
     def call(
         self,
         kind: spec.Request,
         sector: int,
         sectors: int,
-        *,
         data: bytes | memoryview = b"",
         room: int = 0,
         timeout: float | None = None,
@@ -202,9 +210,87 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             ProtocolError: A status is invalid.
             Closed: The driver was closed.
         """
+        requestq = self._only
+        if requestq is None or len(requestq.free) != requestq.depth:
+            return self._beside(kind, sector, sectors, data, room, timeout)
+        # Nothing else is in flight: fewer steps, and one ``Request`` for all such calls.
+        live, free, request = requestq.queue, requestq.free, self._request
+        request.type, request.sector, request.sectors = kind, sector, sectors
+        looking = self.looks and not self._skipping
+        try:
+            if looking and not self._silent:
+                self._silence()
+            slot = None
+            try:
+                slot = free.pop()
+                if room:  # what ``Slot.prepare`` does, without its call
+                    if slot.room != room:
+                        slot.shape(0, room)
+                    write_header(requestq.control_view, slot.header_at, kind, 0, sector, NO_STATUS)
+                    slot.clear(requestq.data_view, slot.data_at)
+                else:
+                    slot.prepare(kind, sector, data, 0)
+                slot.request = request
+                live.send(*slot.entry)  # of the queue: a record watches it
+            except BaseException:
+                self._unsent(slot)
+                raise
+            self._waits = waits = self._waits + 1
+            if not waits % LOOK:
+                self._device.service()
+            came = live.take(LOOKS) if looking else None
+            if came is not None:
+                self._skip = 0
+            else:  # only now the clock is asked
+                came = self._await_one(live, timeout)
+            if requestq.control_view[slot.status_at] == _OK and came[1] == slot.full:
+                # What ``_finish`` does for a request that succeeded.
+                found = slot.copy(requestq.data_view, slot.data_at)[0] if room else b""
+                self._disk.counts[_SUCCESS] += 1
+                # Last, and without a call between, as there.
+                slot.request = None
+                free += (slot,)
+                return found
+            request.error, request._data = None, b""  # of an earlier call that was interrupted
+            invalid = self._finish(requestq, [Completion(*came)])
+            if invalid is not None:
+                raise invalid
+        except BaseException:
+            if requestq.out:
+                with suppress(UvirtioError):
+                    live.kick()  # it may not have been shown yet
+            self._leave_wait()
+            raise
+        if request.error is not None:
+            raise request.error
+        found, request._data = request._data, b""
+        return found
+
+    def _await_one(self, live: Queue, timeout: float | None) -> tuple[Slot, int]:
+        """Wait for the only chain in flight, which did not come back at once; see ``Queue.take``."""
+        live.note()
+        came: tuple[Slot, int] | None = None
+
+        def ready() -> bool:
+            nonlocal came
+            came = live.take()
+            return came is not None
+
+        self._look_then_wait(ready, timeout, "1 request")
+        assert came is not None
+        return came
+
+    def _beside(
+        self,
+        kind: spec.Request,
+        sector: int,
+        sectors: int,
+        data: bytes | memoryview,
+        room: int,
+        timeout: float | None,
+    ) -> bytes:
+        """Do what ``call`` does beside other requests, or with several queues."""
         free = self._free
-        if len(free) == 1 and len(free[0].free) == free[0].depth:
-            return self._alone(free[0], kind, sector, sectors, data, room, timeout)
         alone = len(free) > 1 and not self.in_flight
 
         def ready() -> bool:
@@ -222,52 +308,6 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             self._leave_wait()
             raise
         return request.result()
-
-    def _alone(
-        self,
-        requestq: RequestQueue,
-        kind: spec.Request,
-        sector: int,
-        sectors: int,
-        data: bytes | memoryview,
-        room: int,
-        timeout: float | None,
-    ) -> bytes:
-        """The same where the only queue has nothing in flight: fewer steps, one ``Request`` for all calls."""
-        live, request = requestq.queue, self._request
-        request.type, request.sector, request.sectors = kind, sector, sectors
-        request.done, request.error, request._data = False, None, b""
-        try:
-            if not (self._silent or self._skipping):
-                self._silence()
-            slot = None
-            try:
-                slot = requestq.free.pop()
-                slot.prepare(kind, sector, data, room)
-                slot.request = request
-                live.add(*slot.entry)  # of the queue: a record watches it
-            except BaseException:
-                self._unsent(slot)
-                raise
-            live.kick()
-
-            def ready() -> bool:
-                invalid = self._finish(requestq, live.reap())
-                if invalid is not None:
-                    raise invalid
-                return request.done
-
-            self._look_then_wait(ready, timeout, "1 request")
-        except BaseException:
-            if requestq.out:
-                with suppress(UvirtioError):
-                    live.kick()  # it may not have been shown yet
-            self._leave_wait()
-            raise
-        if request.error is not None:
-            raise request.error
-        found, request._data = request._data, b""
-        return found
 
     def _slot(self, index: int | None, timeout: float | None) -> Slot:
         """A free slot; waits for one if all are in flight."""
