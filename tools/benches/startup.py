@@ -20,9 +20,9 @@ _RNG = """import uvirtio
 with uvirtio.open("qemu:virtio-rng-pci") as device, uvirtio.Rng(device) as rng:
     rng.read(1)
 """
-_SIZE = """import sys; from pathlib import Path
+_SIZE = """import sys  # and nothing else: what it imports would be in both
 print(*(name for name in sys.modules if name.partition(".")[0] in sys.stdlib_module_names))
-print(Path("/proc/self/smaps_rollup").read_text())"""
+print(open("/proc/self/smaps_rollup").read())"""
 _QEMU = "qemu-system-x86_64"
 _QUIT = b'{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
 _LIST_MOST, _HELP_MOST, _RNG_MOST, _SIZE_MOST = 5.0, 6.0, 2.2, 1.3
