@@ -31,6 +31,10 @@ if TYPE_CHECKING:
         kicks: int
         kicked: int
 
+        def kick_owed(self) -> None:
+            """Notify the device of what it may not know of."""
+            ...
+
         def ages(self) -> list[tuple[int, float]]:
             """The chains in flight, oldest first: number, and seconds since it was published."""
             ...

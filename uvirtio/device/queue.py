@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
-from uvirtio.errors import Misuse
+from uvirtio.errors import Misuse, UvirtioError
 from uvirtio.memory.clock import HostClock
 from uvirtio.memory.forks import StaysHere
 from uvirtio.typed import TYPE_CHECKING, NamedTuple
@@ -81,7 +81,7 @@ class Queue(StaysHere):
         self._slots: Slots | None = None
         self._monotonic = monotonic
         self._owed = False
-        """The device asked for a notification, at the last publication, that it was not given yet."""
+        """The device may have asked for a notification, at a publication, that it was not given yet."""
         self._noted = 0
         self._marks: dict[int, float] = {}
         """When so many chains had been published, by the clock."""
@@ -202,6 +202,14 @@ class Queue(StaysHere):
         self._owed = False
         self.kicked = self.ring.published
 
+    def kick_owed(self) -> None:
+        """Notify the device where an exception came between making chains available and that.
+
+        A wait does it when nothing has happened for a while. One that the device did not ask for does no harm.
+        """
+        if self._owed and self.ring.broken is None:
+            self.notify()
+
     def replace_ring(self, ring: Virtqueue, doorbell: Doorbell) -> None:
         """Put in a new ring after a reset of this queue (2.6.1); chains and fixed slots are dropped.
 
@@ -276,8 +284,14 @@ class Queue(StaysHere):
             UsageError: A slot is with the device already, or there is none of that number.
         """
         fixed = self._slots or self._fixed()
-        if fixed.submit(slots, show=show):
-            self.notify()
+        owed, self._owed = self._owed, True  # as in ``kick``
+        try:
+            if fixed.submit(slots, show=show) or owed:
+                self.notify()
+        except UvirtioError:  # nothing was submitted
+            self._owed = owed
+            raise
+        self._owed = False
         if self.ring.published != self._noted:
             self.note()
 
@@ -291,8 +305,10 @@ class Queue(StaysHere):
             Misuse: The queue has no fixed slots.
         """
         fixed = self._slots or self._fixed()
-        if fixed.show(count):
+        owed, self._owed = self._owed, True  # as in ``kick``
+        if fixed.show(count) or owed:
             self.notify()
+        self._owed = False
         if self.ring.published != self._noted:
             self.note()
 
@@ -311,7 +327,11 @@ class Queue(StaysHere):
             RingCorruption: The used ring is invalid.
         """
         fixed = self._slots or self._fixed()
+        owed, self._owed = self._owed, True  # as in ``kick``
         came = fixed.relay(looks, self.notify, goal)
+        if owed and self._owed:
+            self.notify()
+        self._owed = False
         if self.ring.published != self._noted:
             self.note()
         return came

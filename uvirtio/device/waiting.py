@@ -191,6 +191,8 @@ class WaitLoop:
         while True:
             if now >= next_check:
                 device.check_status()
+                for queue in [*device.queues.values()]:
+                    queue.kick_owed()
                 next_check = now + _SLICE
                 if device.pulse is not None:
                     device.pulse()

@@ -27,7 +27,7 @@ from uvirtio.drivers.blk.queues import RequestQueues
 from uvirtio.drivers.requests import BaseRequestQueues
 from uvirtio.drivers.scsi import Lun, Scsi, commands
 from uvirtio.drivers.scsi.queues import RequestQueues as ScsiQueues
-from uvirtio.errors import ProtocolError
+from uvirtio.errors import ProtocolError, UsageError
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.scripted.blk import Disk
 from uvirtio.scripted.pci import ScriptedDevice
@@ -287,6 +287,38 @@ def test_a_notification_that_did_not_come_to_pass_comes_with_the_next_kick() -> 
             if not came():
                 break
         assert line > 4, "it came at none of the lines"
+    found.assert_left()
+
+
+@pytest.mark.fault(92)
+@every_word
+def test_a_wait_notifies_the_device_of_slots_that_it_was_not_told_of(word: int) -> None:
+    """It answers only when it is notified: what was made available before an exception, it would never see."""
+    model = Disk()
+    found, late = ScriptedDevice(model, features=word | model.features), 0
+    with opening.identify(found.address, found, timeout=5) as device, Blk(device, depth=4) as disk:
+        burst = disk.burst(1)
+        queue = device.queues[0]
+        for line in itertools.count(1):
+            with ended_at(line, [Queue.submit, Queue.notify]) as came:
+                try:
+                    burst.post(burst.slots, [0, 1, 2, 3])
+                except CtrlC:
+                    assert came()
+            kicks = queue.kicks
+            while burst.in_flight:
+                burst.wait(poll=0)
+            late += queue.kicks > kicks
+            assert not came() or burst.post(burst.slots, [3, 2, 1, 0]) is None
+            while burst.in_flight:
+                burst.wait()
+            assert not queue._owed
+            with pytest.raises(UsageError):
+                queue.submit([9])
+            assert not queue._owed, "nothing is owed for what was refused"
+            if not came():
+                break
+        assert late, "it came at no line between the two"
     found.assert_left()
 
 
