@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -20,6 +21,8 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "value", "option"), CASES, ids=lambda one: str(one))
 def test_a_limit_is_named_with_its_remedy_and_never_a_bug(name: str, value: int, option: str) -> None:
+    if name == "NPROC" and os.geteuid() == 0:
+        pytest.skip("root may start as many processes as it likes: setrlimit(2)")
     limit = getattr(resource, f"RLIMIT_{name}")
     words = ["balloon", "inflate", "qemu:virtio-balloon-pci", "1M", "--hold", "0"]
     done = subprocess.run(

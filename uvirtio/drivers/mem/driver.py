@@ -536,6 +536,7 @@ class Mem(Driver):
             )
         end = config.addr + config.usable_blocks * block
         if addr < config.addr or addr + blocks * block > end:
+            self.device.check_status()  # after a reset by others nothing is usable
             raise BadSize(
                 f"{blocks} blocks at {addr:#x} are not all in the usable region",
                 seen=f"{addr:#x}..{addr + blocks * block:#x}",
