@@ -198,9 +198,9 @@ class RingBooks(Books):
 
     def _comes_round(self, slots: Sequence[int]) -> bool:
         """Return whether these slots are the next ones of a round, of which as many have come back."""
-        first, count = self._posted_ever(), len(slots)
         if self._loose is not None:
             return False
+        laid, first, count = self._next, self._posted_ever(), len(slots)
         if not self._round:
             if first - self._changed < self._places:
                 return False
@@ -209,6 +209,10 @@ class RingBooks(Books):
             if self._places % size or order != order[:size] * (self._places // size):
                 return False
             self._round = size
+        if laid:  # submitted before these, and not in the record yet: they have to be of the round, too
+            here, first = first, first + len(laid)
+            if self._posted(here, first) != laid:
+                return False
         # Those that were posted here a lap ago, and since then once in each round.
         return first + count - self._reaped_ever() <= self._round and self._posted(first, first + count) == slots
 
