@@ -216,14 +216,14 @@ class RingBooks(Books):
         # Those that were posted here a lap ago, and since then once in each round.
         return first + count - self._reaped_ever() <= self._round and self._posted(first, first + count) == slots
 
-    def _record(self, at: int, slots: array[int]) -> None:
-        """Record the slots that are posted from a place on, of which none is behind the last place."""
-        order, end = self._order, at + len(slots)
-        if self._loose is not None:
-            order[at:end] = slots  # a round is looked for anew when all have come
-        elif order[at:end] != slots:
-            self._round, self._changed = 0, self._posted_ever()  # first: an exception may come between the two
-            order[at:end] = slots
+    def _before(self, at: int, slots: array[int]) -> None:
+        """Look whether slots that will be recorded from a place on, none behind the last one, leave the round.
+
+        Before anything is written: the record and what it is of are written together then, without a call
+        between, so that no exception of a signal handler's leaves them different.
+        """
+        if self._loose is None and self._order[at : at + len(slots)] != slots:  # else a round is looked for later
+            self._round, self._changed = 0, self._posted_ever()
 
     def _in_flight(self) -> set[int]:
         """Return the slots in flight, of a ring that is used out of order."""

@@ -1,9 +1,14 @@
-"""Fixed slots that are taken in turn: what waits to be shown is not idle."""
+"""Fixed slots that are taken in turn: what waits to be shown, and what a signal handler raises in between."""
 
 from __future__ import annotations
 
+import itertools
 import random
+import sys
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -81,3 +86,48 @@ def test_what_is_laid_in_turn_or_not_is_posted_once(kind: dict[str, Any], seed: 
         idle += [bench.slot_of(chain) for chain in out[:back]]
         out = out[back:]
     assert refused > 50
+
+
+class CtrlC(BaseException):
+    """What a signal handler of the caller's raises."""
+
+
+@contextmanager
+def ended_at_call(number: int) -> Iterator[list[str]]:
+    """Raise CtrlC as the n-th function of the slots is entered, which is where Python looks for signals."""
+    calls, seen, before = itertools.count(1), list[str](), sys.gettrace()
+
+    def trace(frame: FrameType, event: str, _argument: Any) -> None:
+        inside = event == "call" and frame.f_code.co_filename.endswith(("_slots.py", "/slot_books.py"))
+        if inside and next(calls) == number:
+            seen.append(frame.f_code.co_name)
+            raise CtrlC
+
+    sys.settrace(trace)
+    try:
+        yield seen
+    finally:
+        sys.settrace(before)
+
+
+@fast_kind
+@pytest.mark.parametrize("across", [False, True], ids=["", "across the end"])
+def test_a_place_that_was_to_get_another_slot_has_the_one_that_is_posted(kind: dict[str, Any], across: bool):
+    """A submit that is interrupted leaves no slot in the ring that the record does not have."""
+    for number in itertools.count(1):
+        bench = gone_round(kind, 8, 4, 7 if across else 0)
+        in_turn, others = ([3, 0], [1, 2]) if across else ([0, 1], [3, 2])
+        with ended_at_call(number) as seen:
+            try:
+                bench.slots.submit(array("H", others))
+            except CtrlC:
+                assert seen
+        if not seen:
+            break
+        assert list(bench.rig.device.pop_all()) == []
+        bench.slots.submit(array("H", in_turn))
+        chains = list(bench.rig.device.pop_all())
+        assert [bench.slot_of(chain) for chain in chains] == in_turn, f"after it came in {seen}"
+        bench.finish(*chains)
+        assert bench.reap() == in_turn
+    assert number > 3, "it came nowhere"
