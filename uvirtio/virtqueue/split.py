@@ -330,9 +330,10 @@ class SplitQueue(SplitLayout):
             posted = self._out[head]
             assert posted is not None
             cookie, room, chain, _ = posted
+            # All of it before the call: an exception of a signal handler's comes after that.
             self._out[head] = None
-            free.extendleft((head,) if chain is None else chain[::-1])
             self.reaped = number + 1
+            free.extendleft((head,) if chain is None else chain[::-1])
             done.append(Completion(cookie, self._told_written if number == self._told else room))
 
     def want_interrupts(self, on: bool) -> bool:
