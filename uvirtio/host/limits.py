@@ -69,7 +69,7 @@ def no_task(error: OSError | RuntimeError, what: str) -> UvirtioError | None:
     """The error where no thread or process can be started: a limit was reached, or this is a subinterpreter.
 
     Args:
-        error: What the start raised: RuntimeError for a thread.
+        error: What the start raised: RuntimeError for a thread, or in a subinterpreter.
         what: What could not be done, for the message.
 
     Returns:
@@ -78,9 +78,9 @@ def no_task(error: OSError | RuntimeError, what: str) -> UvirtioError | None:
     if isinstance(error, OSError):
         if error.errno != errno.EAGAIN:
             return reached(error, what)
-    elif "subinterpreter" in str(error):
+    elif "subinterpreter" in str(error).replace("(sub)", "sub"):  # Python has it either way
         return NotSupported(
-            f"{what} in a subinterpreter that may start no thread",
+            f"{what} in a subinterpreter that may start no thread or process",
             seen=str(error),
             expected="the main interpreter of a process",
             remedy="use a process of its own, such as one of multiprocessing",

@@ -239,11 +239,11 @@ class VirtqueueBase:
         if self._shut:
             self.refuse()
         for _ in range(looks):
-            if self.pending():
-                [one] = self.reap(1)
+            # It is looked at twice: the device may take back what it has shown.
+            if self.pending() and (done := self.reap(1)):
                 if self._event_idx and self._interrupts:
                     self.want_interrupts(True)  # a reap that ends at its limit does not ask for the next one
-                return one
+                return done[0]
         return None
 
     @property

@@ -419,10 +419,11 @@ class PackedQueue(VirtqueueBase):
         posted = self._out[ident]
         assert posted is not None
         cookie, room, slots, _ = posted
+        # All of it before the call: an exception of a signal handler's comes after that.
         self._out[ident] = None
-        self._ids.append(ident)
         self.slots_reaped += slots
         self.reaped = number + 1
+        self._ids.append(ident)
         done.append(Completion(cookie, self._told_written if number == self._told else room))
         return True
 

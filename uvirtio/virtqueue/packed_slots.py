@@ -140,13 +140,17 @@ class PackedSlots(RingBooks):
             return self._lay(here, slots[:fits]) + self._lay(over, slots[fits:])
         given = joined(self._given[here < size], slots)
         end = here + len(slots)
-        self._record(here, slots)
-        if self._loose is None:
-            # In order a used descriptor has the address that was given, if the device leaves that as it is.
-            used = array("Q", given)
-            used[1::2] = array("Q", joined(self._used[here < size], slots))
-            self._shown[DESC_SIZE * here : DESC_SIZE * end] = given
-            self._expected[DESC_SIZE * here : DESC_SIZE * end] = used.tobytes()
+        if self._loose is not None:
+            self._order[here:end] = slots
+            return given
+        # In order a used descriptor has the address that was given, if the device leaves that as it is.
+        used = array("Q", given)
+        used[1::2] = array("Q", joined(self._used[here < size], slots))
+        raw = used.tobytes()
+        self._before(here, slots)
+        self._order[here:end] = slots
+        self._shown[DESC_SIZE * here : DESC_SIZE * end] = given
+        self._expected[DESC_SIZE * here : DESC_SIZE * end] = raw
         return given
 
     def _set_length(self, slot: int, length: int) -> None:

@@ -198,9 +198,9 @@ class RingBooks(Books):
 
     def _comes_round(self, slots: Sequence[int]) -> bool:
         """Return whether these slots are the next ones of a round, of which as many have come back."""
-        first, count = self._posted_ever(), len(slots)
         if self._loose is not None:
             return False
+        laid, first, count = self._next, self._posted_ever(), len(slots)
         if not self._round:
             if first - self._changed < self._places:
                 return False
@@ -209,17 +209,21 @@ class RingBooks(Books):
             if self._places % size or order != order[:size] * (self._places // size):
                 return False
             self._round = size
+        if laid:  # submitted before these, and not in the record yet: they have to be of the round, too
+            here, first = first, first + len(laid)
+            if self._posted(here, first) != laid:
+                return False
         # Those that were posted here a lap ago, and since then once in each round.
         return first + count - self._reaped_ever() <= self._round and self._posted(first, first + count) == slots
 
-    def _record(self, at: int, slots: array[int]) -> None:
-        """Record the slots that are posted from a place on, of which none is behind the last place."""
-        order, end = self._order, at + len(slots)
-        if self._loose is not None:
-            order[at:end] = slots  # a round is looked for anew when all have come
-        elif order[at:end] != slots:
-            self._round, self._changed = 0, self._posted_ever()  # first: an exception may come between the two
-            order[at:end] = slots
+    def _before(self, at: int, slots: array[int]) -> None:
+        """Look whether slots that will be recorded from a place on, none behind the last one, leave the round.
+
+        Before anything is written: the record and what it is of are written together then, without a call
+        between, so that no exception of a signal handler's leaves them different.
+        """
+        if self._loose is None and self._order[at : at + len(slots)] != slots:  # else a round is looked for later
+            self._round, self._changed = 0, self._posted_ever()
 
     def _in_flight(self) -> set[int]:
         """Return the slots in flight, of a ring that is used out of order."""

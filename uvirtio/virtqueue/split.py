@@ -275,8 +275,11 @@ class SplitQueue(SplitLayout):
         else:
             return None
         published = self.published
-        if self._in_order or (index - last) & 0xFFFF > published - number:
-            return self.reap(1)[0]
+        if self._in_order:
+            done = self.reap(1)
+            return done[0] if done else None  # the device may have taken the index back
+        if (index - last) & 0xFFFF > published - number:
+            self._bad_index(index)
         if self._order is not None:
             self._order()  # the index before the element that it announces
         free: Any  # a list, without IN_ORDER
@@ -327,9 +330,10 @@ class SplitQueue(SplitLayout):
             posted = self._out[head]
             assert posted is not None
             cookie, room, chain, _ = posted
+            # All of it before the call: an exception of a signal handler's comes after that.
             self._out[head] = None
-            free.extendleft((head,) if chain is None else chain[::-1])
             self.reaped = number + 1
+            free.extendleft((head,) if chain is None else chain[::-1])
             done.append(Completion(cookie, self._told_written if number == self._told else room))
 
     def want_interrupts(self, on: bool) -> bool:

@@ -109,18 +109,19 @@ class SplitSlots(RingBooks):
             slots: The slots.
             raw: In order: the used elements that are expected.
         """
-        expected, avail = self._expected, self._ring._avail
+        order, expected, avail = self._order, self._expected, self._ring._avail
         end = at + len(slots)
         if end <= self._size:
-            avail[_RING + at : _RING + end] = slots
-            self._record(at, slots)
+            self._before(at, slots)
+            order[at:end] = avail[_RING + at : _RING + end] = slots
             if raw:
                 expected[8 * at : 8 * end] = raw
         else:
             fits, over = self._size - at, end - self._size
-            avail[_RING + at : _RING + self._size], avail[_RING : _RING + over] = slots[:fits], slots[fits:]
-            self._record(at, slots[:fits])
-            self._record(0, slots[fits:])
+            self._before(at, slots[:fits])
+            self._before(0, slots[fits:])
+            order[at:] = avail[_RING + at : _RING + self._size] = slots[:fits]
+            order[:over] = avail[_RING : _RING + over] = slots[fits:]
             if raw:
                 expected[8 * at :], expected[: 8 * over] = raw[: 8 * fits], raw[8 * fits :]
 

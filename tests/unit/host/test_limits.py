@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from uvirtio.errors import NotSupported
 from uvirtio.host import limits
 
 
@@ -38,3 +39,17 @@ def test_where_no_limit_is_set_it_is_memory_that_lacks(monkeypatch: pytest.Monke
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     error = limits.reached(OSError(errno.EMFILE, "too many"), "it cannot be opened")
     assert error is not None and error.seen == "no RLIMIT_NOFILE" and "ulimit" not in str(error.remedy)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "thread is not supported for isolated subinterpreters",
+        "daemon threads are disabled in this (sub)interpreter",
+        "fork not supported for isolated subinterpreters",
+    ],
+)
+def test_a_subinterpreter_that_may_start_nothing_is_told(said: str):
+    error = limits.no_task(RuntimeError(said), "it cannot be collected")
+    assert isinstance(error, NotSupported) and error.seen == said
+    assert limits.no_task(RuntimeError("can't create new thread at interpreter shutdown"), "it") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from typing import Any
 
 import pytest
@@ -149,3 +150,38 @@ def test_soak_with_random_batches(kind: dict[str, Any], size: int):
         for completion in rig.queue.reap():
             assert completion.cookie == done and completion.written % room_of(done) == 0
             done += 1
+
+
+class _CtrlC(BaseException):
+    """What a signal handler of the caller's raises."""
+
+
+@both
+def test_what_a_signal_handler_raises_while_one_is_taken_back_leaves_the_books_right(
+    format: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Python looks for signals after a call; the chain is counted by then, and the next ones come as ever."""
+    rig = Rig(8, format=format, in_order=True)
+    for chain in post(rig, range(3)):
+        rig.device.push(chain, 3)
+    queue: Any = rig.queue
+    name, plain = ("_free", deque) if format == "split" else ("_ids", list)
+
+    class Interrupted(plain):  # type: ignore[misc, valid-type]
+        def extendleft(self, items: Any) -> None:
+            super().extendleft(items)
+            raise _CtrlC
+
+        def append(self, item: Any) -> None:
+            super().append(item)
+            raise _CtrlC
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, name, Interrupted(getattr(queue, name)))
+        with pytest.raises(_CtrlC):
+            queue.reap()
+        given = getattr(queue, name)
+    setattr(queue, name, plain(given))
+    assert (queue.reaped, queue.in_flight, queue.cookies(), queue.free) == (1, 2, [1, 2], 6)
+    assert queue.reap() == [(1, 3), (2, 3)]
+    assert queue.free == 8

@@ -154,6 +154,47 @@ def test_the_same_one_twice(kind: dict[str, Any]):
     assert _dead(rig).about == "used-id"
 
 
+class _Shown:
+    """Words of the device's: it shows ``first`` at the first look, and then what is there."""
+
+    def __init__(self, words: Any, first: int) -> None:
+        self.words, self.first = words, [first]
+
+    def __getitem__(self, place: int) -> int:
+        return self.first.pop() if self.first else self.words[place]
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("first", [2, 0x8000])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_an_index_that_is_taken_back_after_a_look(first: int, in_order: bool):
+    """One that is out of range breaks the queue, whatever it is by then; with IN_ORDER it is looked at again."""
+    rig = Rig(in_order=in_order)
+    [chain] = rig.out("c")
+    queue = rig.queue
+    queue._used = _Shown(queue._used, first)
+    if not in_order:
+        assert _dead(rig).about == "used-idx"
+    else:
+        assert queue.take() is None
+        rig.device.push(chain, 8)
+        assert queue.take() == ("c", 8)
+
+
+@pytest.mark.fault(32)
+def test_flags_that_are_taken_back_after_a_look():
+    rig = Rig(format="packed")
+    [chain] = rig.out("c")
+    queue = rig.queue
+    shown = iter([True])
+    look = queue._is_used
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(queue), "_is_used", lambda _, slot: next(shown, False) or look(slot))
+        assert queue.take() is None
+    rig.device.push(chain, 8)
+    assert queue.take() == ("c", 8)
+
+
 # --- order, and the end -----------------------------------------------------------------------------------------
 
 

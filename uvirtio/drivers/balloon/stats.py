@@ -190,8 +190,8 @@ class _Collection:
         self._source = source
         self.values: Mapping[int, int] | None = None
         self.error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="balloon statistics", daemon=True)
         try:
+            self._thread = threading.Thread(target=self._run, name="balloon statistics", daemon=True)
             self._thread.start()
         except RuntimeError as error:
             lacking = limits.no_task(error, "statistics cannot be collected")

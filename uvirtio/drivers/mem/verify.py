@@ -116,14 +116,16 @@ def _in_child(region: Region, numbers: Sequence[int], act: Pass, timeout: float)
         ours, theirs = os.pipe()
         try:
             child = os.fork()
-        except OSError:
+        except (OSError, RuntimeError):
             os.close(ours)
             os.close(theirs)
             raise
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         lacking = limits.no_task(error, "plugged memory cannot be verified")
         if lacking is not None:
             raise lacking from error
+        if isinstance(error, RuntimeError):
+            raise
         raise OperationFailed(
             "plugged memory cannot be verified: there is no child process for it",
             seen=errno.errorcode.get(error.errno or 0, str(error)),
