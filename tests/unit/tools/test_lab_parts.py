@@ -561,15 +561,17 @@ sys.path.insert(0, sys.argv[1])
 from lab import cli_test, process
 from lab.floors import Outcome
 
-def endless():
+def endless(note=None):
     child = process.start(["sleep", "1000"])
     try:
-        Path(sys.argv[2]).write_text(f"{child.pid}\\n")
+        if note:
+            Path(note).write_text(f"{child.pid}\\n")
         child.wait()
     finally:
         process.kill(child)
 
-steps = [("short", lambda: Outcome("short", True, 0.1, passed=3)), ("endless", endless), ("never", endless)]
+steps = [("short", lambda: Outcome("short", True, 0.1, passed=3)), ("endless", lambda: endless(sys.argv[2]))]
+steps += [("never", endless)]
 sys.exit(cli_test._run([(steps, 2)], begin=time.monotonic(), reports=Path("reports"), left_out=[]))
 """
 
