@@ -148,8 +148,9 @@ def test_a_device_that_was_reset_by_others_is_not_blamed_for_its_configuration()
     with Machine(devices=["virtio-mem-pci"]) as machine, machine.open(0, timeout=1) as device:
         mem = uvirtio.Mem(device)
         machine.qmp("system_reset")
-        assert mem.config().usable_region_size == 0, "what the device says of itself is true"
-        with pytest.raises(DeviceResetByOther):
+        with pytest.raises((DeviceResetByOther, DeviceGone)):
+            mem.config()
+        with pytest.raises((DeviceResetByOther, DeviceGone, DeviceBroken)):
             mem.plug(mem.addr, 1)
 
 

@@ -126,9 +126,12 @@ class Mem(Driver):
             ConfigError: It is invalid.
             ConfigUnstable: It changes at every read.
             ProtocolError: ``block_size``, ``addr`` or ``region_size`` changed.
+            DeviceResetByOther: Nothing is usable any more, because another program reset the device.
         """
         with self.session():
             config = configuration.read(self.device)
+            if not config.usable_region_size:
+                self.device.check_status()
             if self._identity != (config.block_size, config.addr, config.region_size):
                 self._finding("what cannot change changed: block_size, addr or region_size")
                 raise ProtocolError(
@@ -536,7 +539,6 @@ class Mem(Driver):
             )
         end = config.addr + config.usable_blocks * block
         if addr < config.addr or addr + blocks * block > end:
-            self.device.check_status()  # after a reset by others nothing is usable
             raise BadSize(
                 f"{blocks} blocks at {addr:#x} are not all in the usable region",
                 seen=f"{addr:#x}..{addr + blocks * block:#x}",
