@@ -429,11 +429,10 @@ class Device(DeviceState):
             Closed: The device was closed, possibly during the wait.
             UsageError: ``timeout`` is NaN or infinite.
         """
-        limit, own = self._limit, False  # of this session: the accesses of this wait have its deadline already
-        if limit is not None or (timeout is not None and not self.timeout <= timeout < TIMEOUT_MAX):
-            if limit is not None or timeout is None or not 0.0 <= timeout < TIMEOUT_MAX:
-                timeout = self.seconds(timeout)
-            own = limit is None and self._hurries is not None and timeout < self.timeout
+        limit = self._limit  # of this session: the accesses of this wait have its deadline already
+        if limit is not None or (timeout is not None and not 0.0 <= timeout < TIMEOUT_MAX):
+            timeout = self.seconds(timeout)
+        own = limit is None and self._hurries is not None and timeout is not None and timeout < self.timeout
         if own or not self._made_here[0]:
             with self.session(timeout if own else None):
                 return self._waiting.wait(ready, timeout, what, owed, watch)
@@ -493,8 +492,9 @@ class Device(DeviceState):
         return self._waiting.interrupted
 
     if not TYPE_CHECKING:  # their names here before 0.2; a __getattr__ would make all other attributes slow
-        config_changes, interrupts_taken, polled = map(moved, ("config_changes", "interrupts_taken", "polled"))
+        config_changes, interrupts_taken = moved("config_changes"), moved("interrupts_taken")
         missed_interrupts, interrupt_storms = moved("missed_interrupts"), moved("interrupt_storms")
+        polled = moved("polled")
 
     def check_status(self) -> int:
         """Do what ``check`` does, inside a session of the caller's.
