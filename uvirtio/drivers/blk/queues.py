@@ -52,10 +52,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             for _, queue in sorted(device.queues.items())
         ]
         super().__init__(disk, made)
-        self._only = made[0] if len(made) == 1 else None
-        """The queue that takes requests, where there is but one."""
-        self._quick = self._only if self._only is not None and self._only.roomy else None
-        """The queue whose ring always has a place for a request that has a slot, where there is but this one."""
+        self._choose()
         self._request = requested(self, spec.Request.IN, 0, 0, self._first.index)
         """Of the calls that are alone: when such a one begins, no slot has it."""
 
@@ -178,8 +175,14 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
     def remove(self, requestq: RequestQueue) -> None:
         """Stop using a queue for single requests, because a burst takes it."""
         super().remove(requestq)
+        self._choose()
+
+    def _choose(self) -> None:
+        """Note whether there is one queue alone that takes requests."""
         self._only = self._free[0] if len(self._free) == 1 else None
+        """The queue that takes requests, where there is but one."""
         self._quick = self._only if self._only is not None and self._only.roomy else None
+        """The same, where its ring always has a place for a request that has a slot."""
 
     def call(
         self,
