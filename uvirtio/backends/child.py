@@ -89,14 +89,11 @@ class ChildProcess:
         """True from the moment that it has ended."""
 
         try:
-            start_new_thread(self._keep, (binary, list(arguments), list(fds)))
+            with limits.no_task_told(f"{self.name} cannot be started"):
+                start_new_thread(self._keep, (binary, list(arguments), list(fds)))
             self._started.wait(timeout)
-        except BaseException as error:
+        except BaseException:
             self._abandon()
-            if isinstance(error, RuntimeError):  # of the thread
-                lacking = limits.no_task(error, f"{self.name} cannot be started")
-                if lacking is not None:
-                    raise lacking from error
             raise
         if self._pid is None:
             self._abandon()

@@ -109,7 +109,18 @@ class told:  # a word of a with statement, as contextlib's are
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and not isinstance(error, UvirtioError):  # some are both
-            found = reached(error, self._what)
-            if found is not None:
-                raise found from error
+        if isinstance(error, UvirtioError):  # some are an OSError, too
+            return
+        found = self._found(error)
+        if found is not None:
+            raise found from error
+
+    def _found(self, error: BaseException | None) -> UvirtioError | None:
+        return reached(error, self._what) if isinstance(error, OSError) else None
+
+
+class no_task_told(told):
+    """The same, and ``no_task``, for a block that starts a thread or a process."""
+
+    def _found(self, error: BaseException | None) -> UvirtioError | None:
+        return no_task(error, self._what) if isinstance(error, OSError | RuntimeError) else None

@@ -190,14 +190,9 @@ class _Collection:
         self._source = source
         self.values: Mapping[int, int] | None = None
         self.error: Exception | None = None
-        try:
+        with limits.no_task_told("statistics cannot be collected"):
             self._thread = threading.Thread(target=self._run, name="balloon statistics", daemon=True)
             self._thread.start()
-        except RuntimeError as error:
-            lacking = limits.no_task(error, "statistics cannot be collected")
-            if lacking is not None:
-                raise lacking from error
-            raise
 
     def _run(self) -> None:
         try:
