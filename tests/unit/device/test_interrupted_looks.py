@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import linecache
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.locks import is_free
 from tests.unit.device.test_polling import LONG_US, WORDS, Late, posted, started
 from uvirtio import opening
 from uvirtio.device import Queue
@@ -335,17 +335,7 @@ def test_no_lock_and_no_deadline_is_left() -> None:
             if not came():
                 break
             assert device._limit is None, f"after line {line}"
-            free: list[bool] = []
-
-            def take(free: list[bool] = free) -> None:
-                free.append(device._lock.acquire(timeout=0.2))
-                if free[0]:
-                    device._lock.release()
-
-            thread = threading.Thread(target=take)
-            thread.start()
-            thread.join()
-            assert free == [True], f"after line {line}"
+            assert is_free(device, 0.2), f"after line {line}"
         assert line > 10, "it came at none of the lines"
         assert disk.read(0, 1)
     found.assert_left()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-import threading
 from typing import Any
 
 import pytest
 
+from tests.support.locks import is_free
 from tests.unit.drivers.test_blk import driven
 from uvirtio import opening
 from uvirtio.drivers.blk import Blk
@@ -45,17 +45,7 @@ def test_a_read_that_ends_the_device_leaves_no_lock(how: str):
         assert device.broken is caught.value
         with pytest.raises(DeviceGone if how == "kick" else DeviceBroken, match="after an earlier error"):
             blk.read(0, 1)
-        free: list[bool] = []
-
-        def take() -> None:
-            free.append(device._lock.acquire(timeout=1))
-            if free[0]:
-                device._lock.release()
-
-        thread = threading.Thread(target=take)
-        thread.start()
-        thread.join()
-        assert free == [True]
+        assert is_free(device, 1)
 
 
 @pytest.mark.parametrize("word", [0, f.mask(f.EVENT_IDX)])
