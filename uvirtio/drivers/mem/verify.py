@@ -113,15 +113,19 @@ def _clear(mapping: mmap, address: int) -> str:
 def _in_child(region: Region, numbers: Sequence[int], act: Pass, timeout: float) -> list[str]:
     """What is wrong with each block, if anything; fewer than ``numbers`` if an access ended the child."""
     try:
-        with limits.no_task_told("plugged memory cannot be verified"):
-            ours, theirs = os.pipe()
-            try:
-                child = os.fork()
-            except (OSError, RuntimeError):
-                os.close(ours)
-                os.close(theirs)
-                raise
-    except OSError as error:
+        ours, theirs = os.pipe()
+        try:
+            child = os.fork()
+        except (OSError, RuntimeError):
+            os.close(ours)
+            os.close(theirs)
+            raise
+    except (OSError, RuntimeError) as error:
+        lacking = limits.no_task(error, "plugged memory cannot be verified")
+        if lacking is not None:
+            raise lacking from error
+        if isinstance(error, RuntimeError):
+            raise
         raise OperationFailed(
             "plugged memory cannot be verified: there is no child process for it",
             seen=errno.errorcode.get(error.errno or 0, str(error)),
