@@ -380,6 +380,7 @@ class Machine(StaysHere):
             UsageError: The device or the image cannot be used.
         """
         self._check()
+        self._set_up_again()  # after a reset of the machine
         check_device(device, self.model, self._program)
         port = self._sockets.free(device)
         part = self._supply.add(device, None if drive is None else image_at(drive), late=True)
@@ -415,6 +416,7 @@ class Machine(StaysHere):
         """
         function = self.function(which)
         self._sockets.check(function.id, function.address)
+        self._set_up_again()  # after a reset of the machine
         self._take_out(function.id)
         self.functions.remove(function)
         self._unplugged.append(function)  # its device may be in use, and its user closes it
