@@ -536,8 +536,8 @@ def test_a_round_that_was_left_out_of_order_is_none(kind: dict[str, Any]):
 @pytest.mark.fault(28)
 @fast_kind
 @pytest.mark.parametrize("other", [1, 3])
-def test_what_was_laid_while_others_came_out_of_order_is_known_by_its_own_element(kind: dict[str, Any], other: int):
-    """Its place had another slot a lap ago: that one, with the same length, is not taken for it, in flight or not."""
+def test_what_was_laid_while_others_came_out_of_order_is_known_by_its_own(kind: dict[str, Any], other: int):
+    """Its place had another slot a lap ago: that one, with the same length, is not taken for it."""
     bench = Bench(kind, 4, 4)
     for slots in ([0, 1, 2, 3], [3, 1, 2]):
         bench.slots.submit(array("H", slots))

@@ -126,8 +126,8 @@ class Mem(Driver):
             ConfigError: It is invalid.
             ConfigUnstable: It changes at every read.
             ProtocolError: ``block_size``, ``addr`` or ``region_size`` changed.
-            DeviceResetByOther: Nothing is usable any more, or not as much is plugged as was, because another program
-                reset the device.
+            DeviceResetByOther: Nothing is usable, or not as much is plugged as was, because another program reset
+                the device.
         """
         with self.session():
             config = configuration.read(self.device)
