@@ -243,15 +243,17 @@ class Machine(StaysHere):
         version = self.process.version()
         if version:
             check_version(version)
+        if "is not a valid device model name" in seen:
+            remedy = f"name a device that this QEMU has: {self._program} -device help"
+        elif ".drive' can't find value" in seen:
+            remedy = "give a raw disk image before the device: qemu:q35,file=PATH/virtio-blk-pci"
+        else:
+            remedy = f"change the option that QEMU names; those of a device: {self._program} -device NAME,help"
         return QemuFailed(
             "QEMU did not start" if self.process.exited else f"QEMU did not start in {self.timeout:g} s",
             seen=seen,
             expected="a QEMU that takes these devices and options",
-            remedy=(
-                f"name a device that this QEMU has: {self._program} -device help"
-                if "is not a valid device model name" in seen
-                else f"change the option that QEMU names; those of a device: {self._program} -device NAME,help"
-            ),
+            remedy=remedy,
         )
 
     @property
