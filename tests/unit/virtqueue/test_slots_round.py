@@ -561,3 +561,12 @@ def test_what_was_laid_while_others_came_out_of_order_is_known_by_its_own(kind: 
     bench.rig.device.lies.used_id = lambda _: 3
     bench.finish(last)
     bench.corrupt()
+
+
+@fast_kind
+def test_the_first_answer_of_a_slot_is_compared_with_what_is_expected_of_it(kind: dict[str, Any]):
+    """A record that has gone no lap yet repeats nothing, though all of its places name slot 0."""
+    bench = Bench(kind, 8, 8)
+    bench.slots.submit(array("H", [0]))
+    bench.finish(*bench.rig.device.pop_all(), written=0)
+    assert bench.reap() == [0] and bench.slots.written[0] == 0
