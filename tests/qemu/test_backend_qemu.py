@@ -24,8 +24,10 @@ from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import Qtest
 from uvirtio.backends.qemu.single import open_address
+from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import (
+    BadAddress,
     CapabilityError,
     Closed,
     DeviceGone,
@@ -682,6 +684,22 @@ def test_a_device_that_qemu_does_not_know_is_quoted() -> None:
         open_address("qemu:virtio-nonsense-pci")
     assert "'virtio-nonsense-pci' is not a valid device model name" in str(caught.value.seen)
     assert caught.value.exit_code == 4
+
+
+def test_where_a_disk_image_belongs_is_told_and_works(tmp_path: Path) -> None:
+    """To who names it alone, and to who knows QEMU's -drive."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    with pytest.raises(BadAddress) as caught:
+        open_device(str(image))
+    told = [word.rstrip(",") for word in str(caught.value.remedy).split() if ":" in word]
+    assert len(told) == 2
+    for address in told:
+        with open_device(address) as device, Blk(device) as disk:
+            assert disk.capacity == 2048
+    with pytest.raises(QemuFailed, match="did not start") as refused:
+        open_address(f"qemu:virtio-blk-pci,drive={image}")
+    assert "qemu:q35,file=PATH/virtio-blk-pci" in str(refused.value.remedy)
 
 
 def test_a_device_for_another_bus_is_refused() -> None:

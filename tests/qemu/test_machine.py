@@ -522,3 +522,22 @@ def test_a_machine_that_was_reset_has_its_devices_again(name: str, other: bool, 
                     assert all(len(rng.read(100)) == 100 for _ in range(20))
                     counters = device_again.counters  # a completion that is seen early needs no interrupt
                     assert counters.interrupts_taken and not counters.missed_interrupts
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in ("q35", "pc", "virt")])
+def test_devices_are_plugged_and_unplugged_after_a_reset_by_another_program(name: str, tmp_path: Path) -> None:
+    """What it took back is what hot-plug needs: the bridge, the ports, the addresses of BARs."""
+    options = {} if name == "pc" else {"root_ports": 1}
+    with Machine(name, ["virtio-rng-pci"], qmp_path=str(tmp_path / "qmp"), **options) as machine:  # type: ignore[arg-type]
+        for plugged_before in (False, True):
+            function = machine.plug("virtio-rng-pci") if plugged_before else None
+            with closing(connect(str(tmp_path / "qmp"), 5)) as qmp:
+                qmp.execute("system_reset")
+            assert machine.qmp_events("RESET", 20)
+            if function is not None:
+                machine.unplug(function)
+            function = machine.plug("virtio-rng-pci")
+            with machine.open(function) as device, uvirtio.Rng(device) as rng:
+                assert len(rng.read(100)) == 100
+            machine.unplug(function)
+        assert len(machine.functions) == 1

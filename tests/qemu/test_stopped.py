@@ -154,6 +154,21 @@ def test_a_device_that_was_reset_by_others_is_not_blamed_for_its_configuration()
             mem.plug(mem.addr, 1)
 
 
+@pytest.mark.fault(100)
+@pytest.mark.parametrize("call", [uvirtio.Mem.config, uvirtio.Mem.resync])
+def test_what_a_reset_by_others_unplugged_is_not_taken_for_news(call: Callable[[uvirtio.Mem], object]) -> None:
+    """As much is requested, and usable, as before: that it is gone tells that the device was reset."""
+    with Machine(devices=["virtio-mem-pci"]) as machine, machine.open(0, timeout=1) as device:
+        mem = uvirtio.Mem(device)
+        where = f"/machine/peripheral/{machine.functions[0].id}"
+        machine.qmp("qom-set", path=where, property="requested-size", value=2 * mem.block_size)
+        mem.plug(mem.addr, 2)
+        machine.qmp("system_reset")
+        with pytest.raises(DeviceResetByOther):
+            call(mem)
+        assert mem.block_table.plugged.total == 2
+
+
 @contextmanager
 def _few(more: int) -> Iterator[int]:
     """RLIMIT_NOFILE with room for so many descriptors from the first free number on; the limit."""

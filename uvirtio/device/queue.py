@@ -130,7 +130,12 @@ class Queue(StaysHere):
         """
         ring = self.ring
         owed, self._owed = self._owed, True  # as in ``kick``
-        if ring.send(readable, writable, cookie) or (owed and ring.wants_kick()):
+        try:
+            wanted = ring.send(readable, writable, cookie)
+        except UvirtioError:  # nothing was sent
+            self._owed = owed
+            raise
+        if wanted or (owed and ring.wants_kick()):
             # What ``notify`` does, without its call.
             self._doorbell.ring(self.index | ring.kick_data << 16 if self._with_data else self.index)
             self.kicks += 1
@@ -156,6 +161,7 @@ class Queue(StaysHere):
             self._owed = owed
         elif idle:
             self.notify()
+            self._owed = False
         self.note()
 
     def publish(self) -> bool:
@@ -195,11 +201,13 @@ class Queue(StaysHere):
         return [(number, now - self._marks[counts[at]]) for number, at in found if at < len(counts)]
 
     def notify(self) -> None:
-        """Notify the device unconditionally: for chains published before DRIVER_OK (3.1.1 forbids it then)."""
+        """Notify the device unconditionally: for chains published before DRIVER_OK (3.1.1 forbids it then).
+
+        Whether more is owed the caller knows: other chains may be made available in the same step.
+        """
         # 2.9: with NOTIFICATION_DATA a kick carries the end of the new entries.
         self._doorbell.ring(self.index | self.ring.kick_data << 16 if self._with_data else self.index)
         self.kicks += 1
-        self._owed = False
         self.kicked = self.ring.published
 
     def kick_owed(self) -> None:
@@ -209,6 +217,7 @@ class Queue(StaysHere):
         """
         if self._owed and self.ring.broken is None:
             self.notify()
+            self._owed = False
 
     def replace_ring(self, ring: Virtqueue, doorbell: Doorbell) -> None:
         """Put in a new ring after a reset of this queue (2.6.1); chains and fixed slots are dropped.
@@ -286,11 +295,12 @@ class Queue(StaysHere):
         fixed = self._slots or self._fixed()
         owed, self._owed = self._owed, True  # as in ``kick``
         try:
-            if fixed.submit(slots, show=show) or owed:
-                self.notify()
+            wanted = fixed.submit(slots, show=show)
         except UvirtioError:  # nothing was submitted
             self._owed = owed
             raise
+        if wanted or owed:
+            self.notify()
         self._owed = False
         if self.ring.published != self._noted:
             self.note()
@@ -327,9 +337,9 @@ class Queue(StaysHere):
             RingCorruption: The used ring is invalid.
         """
         fixed = self._slots or self._fixed()
-        owed, self._owed = self._owed, True  # as in ``kick``
+        owed, self._owed, kicks = self._owed, True, self.kicks  # as in ``kick``
         came = fixed.relay(looks, self.notify, goal)
-        if owed and self._owed:
+        if owed and self.kicks == kicks:
             self.notify()
         self._owed = False
         if self.ring.published != self._noted:

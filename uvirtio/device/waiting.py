@@ -188,11 +188,12 @@ class WaitLoop:
         device, monotonic, polled = self._device, self._monotonic, False
         deadline = inf if timeout is None else begin + timeout
         next_check = begin + _SLICE
+        if deadline <= next_check:  # else at the first check
+            self._kick_owed()
         while True:
             if now >= next_check:
                 device.check_status()
-                for queue in [*device.queues.values()]:
-                    queue.kick_owed()
+                self._kick_owed()
                 next_check = now + _SLICE
                 if device.pulse is not None:
                     device.pulse()
@@ -232,6 +233,10 @@ class WaitLoop:
                 if polled:
                     self._poll.slept(now - begin)
                 return True
+
+    def _kick_owed(self) -> None:
+        for queue in [*self._device.queues.values()]:
+            queue.kick_owed()
 
     def _stalled(self) -> str:
         """Where the buffers of the queues are that have any out."""

@@ -53,6 +53,9 @@ _WANTED: Final = {
 }
 """What follows the beginning of an address that has nothing else, and the remedy."""
 
+_IMAGES: Final = (".img", ".raw", ".iso", ".qcow2")
+"""How files with disks are called."""
+
 LIKELY: Final = "an address such as 0000:03:00.0, eth0 or qemu:virtio-rng-pci"
 """What the error for a malformed address expects; every form is in the man page and in docs/contract.md."""
 
@@ -204,11 +207,14 @@ def bad(text: str, why: str = "") -> BadAddress:
     if text in _WANTED:
         expected, remedy = _WANTED[text]
         return BadAddress(f"{shown!r} names no device", seen=shown, expected=expected, remedy=remedy)
+    remedy = "`uvirtio list` shows the addresses of this machine, and `man uvirtio` all forms of an address"
+    if text.endswith(_IMAGES):
+        remedy = f"drive a raw disk image by qemu:q35,file={shown}/virtio-blk-pci, or by vhost-user:qsd/{shown}"
     return BadAddress(
         f"{shown!r} is not the address of a device" + (f": {why}" if why else ""),
         seen=shown,
         expected=LIKELY,
-        remedy="`uvirtio list` shows the addresses of this machine, and `man uvirtio` all forms of an address",
+        remedy=remedy,
     )
 
 

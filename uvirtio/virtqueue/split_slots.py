@@ -97,7 +97,8 @@ class SplitSlots(RingBooks):
         if self._busy is not None:
             self._count_in(slots)
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
-        self._lay(ring._laid & self._mask, posted, raw if self._loose is None else b"")
+        # With what is expected of them also out of order: when they are shown, all may be in order again.
+        self._lay(ring._laid & self._mask, posted, raw)
         ring._laid += len(slots)
         return self.show(ring._laid - ring.published) if show else False
 
@@ -107,7 +108,7 @@ class SplitSlots(RingBooks):
         Args:
             at: The place of the first.
             slots: The slots.
-            raw: In order: the used elements that are expected.
+            raw: The used elements that are expected; empty where none is compared by its place, or it is there.
         """
         order, expected, avail = self._order, self._expected, self._ring._avail
         end = at + len(slots)

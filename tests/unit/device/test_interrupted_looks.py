@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import linecache
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType
@@ -15,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.ring_rigs import A, Rig, name_of, rigs
+from tests.fakes.slot_rigs import chains
 from tests.support.locks import is_free
 from tests.unit.device.test_polling import LONG_US, WORDS, Late, posted, started
 from uvirtio import opening
-from uvirtio.device import Queue
+from uvirtio.device import Queue, QueueSpec
 from uvirtio.device.state import DeviceState, Session, _Timed
 from uvirtio.device.waiting import WaitLoop
 from uvirtio.drivers import requests
@@ -27,7 +30,7 @@ from uvirtio.drivers.blk.queues import RequestQueues
 from uvirtio.drivers.requests import BaseRequestQueues
 from uvirtio.drivers.scsi import Lun, Scsi, commands
 from uvirtio.drivers.scsi.queues import RequestQueues as ScsiQueues
-from uvirtio.errors import ProtocolError, UsageError
+from uvirtio.errors import BadChain, ProtocolError, QueueFull, UsageError
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.scripted.blk import Disk
 from uvirtio.scripted.pci import ScriptedDevice
@@ -108,8 +111,6 @@ def test_the_wait_loop_listens_again(word: int) -> None:
 
 def test_one_broken_ring_keeps_no_other_silent() -> None:
     """A ``ready`` that breaks the first ring, while all are silent."""
-    from uvirtio.device import QueueSpec
-
     model = Late()
     model.queue_sizes = (8, 8)
     scripted = ScriptedDevice(model)
@@ -292,7 +293,8 @@ def test_a_notification_that_did_not_come_to_pass_comes_with_the_next_kick() -> 
 
 @pytest.mark.fault(92)
 @every_word
-def test_a_wait_notifies_the_device_of_slots_that_it_was_not_told_of(word: int) -> None:
+@pytest.mark.parametrize("timeout", [None, 0.05])
+def test_a_wait_notifies_the_device_of_slots_that_it_was_not_told_of(word: int, timeout: float | None) -> None:
     """It answers only when it is notified: what was made available before an exception, it would never see."""
     model = Disk()
     found, late = ScriptedDevice(model, features=word | model.features), 0
@@ -307,7 +309,7 @@ def test_a_wait_notifies_the_device_of_slots_that_it_was_not_told_of(word: int) 
                     assert came()
             kicks = queue.kicks
             while burst.in_flight:
-                burst.wait(poll=0)
+                burst.wait(timeout, poll=0)
             late += queue.kicks > kicks
             assert not came() or burst.post(burst.slots, [3, 2, 1, 0]) is None
             while burst.in_flight:
@@ -320,6 +322,71 @@ def test_a_wait_notifies_the_device_of_slots_that_it_was_not_told_of(word: int) 
                 break
         assert late, "it came at no line between the two"
     found.assert_left()
+
+
+class Bell:
+    """A doorbell. At the numbered ring a signal handler of the caller's raises, before the device hears it."""
+
+    def __init__(self, ended: int, heard: Callable[[], None]) -> None:
+        self.rung, self._left, self._heard = 0, ended, heard
+
+    def ring(self, _value: int) -> None:
+        self._left -= 1
+        if not self._left:
+            raise CtrlC
+        self.rung += 1
+        self._heard()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.fault(92)
+@pytest.mark.parametrize("kind", rigs(), ids=name_of)
+@pytest.mark.parametrize("ended", [1, 2])
+def test_of_what_a_relay_shows_step_by_step_each_notification_is_owed(kind: dict[str, Any], ended: int) -> None:
+    """The first may have been given when the second is kept back."""
+    rig = Rig(8, **kind)
+    device, out = rig.device, list[Any]()
+
+    def works() -> None:
+        """Complete one chain, and ask to be told of the next."""
+        out.extend(device.pop_all())
+        device.push(out.pop(0), 64)
+        device.ask_for_kicks()
+
+    bell = Bell(ended, works)
+    queue = Queue(QueueSpec(0, "requestq", size=8), rig.queue, bell)
+    queue.set_fixed(chains(8))
+    device.ask_for_kicks(False)
+    queue.submit(array("H", range(6)), show=False)
+    queue.show(2)
+    works()
+    with pytest.raises(CtrlC):
+        for _ in range(2):  # a packed ring shows what it may and returns
+            queue.relay(4, 2)
+    assert bell.rung == ended - 1
+    for _ in range(2):
+        queue.kick_owed()
+        assert bell.rung == ended, "it is given once"
+
+
+@pytest.mark.fault(92)
+@pytest.mark.parametrize("kind", rigs(), ids=name_of)
+def test_nothing_is_owed_for_a_chain_that_was_refused(kind: dict[str, Any]) -> None:
+    rig = Rig(8, **kind)
+    bell = Bell(0, lambda: None)
+    queue = Queue(QueueSpec(0, "requestq", size=8), rig.queue, bell)
+    rig.device.ask_for_kicks(False)
+    for refused, error in ((((A, 0),), BadChain), (((A, 64),) * 9, BadChain)):
+        with pytest.raises(error):
+            queue.send((), refused, "bad")
+    for at in range(8):
+        queue.send((), ((A, 64),), at)
+    with pytest.raises(QueueFull):
+        queue.send((), ((A, 64),), "one more")
+    queue.kick_owed()
+    assert bell.rung == 0
 
 
 def test_no_lock_and_no_deadline_is_left() -> None:

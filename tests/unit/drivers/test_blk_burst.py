@@ -97,6 +97,36 @@ def test_no_more_are_out_than_were_asked_for(seed: int, depth: int, out: int, co
     assert len(model.requests) == count
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("indirect", [False, True])
+def test_a_disk_that_answers_at_any_moment_in_any_order_and_in_order_again(seed: int, indirect: bool) -> None:
+    """Also between the look that sends others and the one that takes what has come: none is out, and many laid."""
+    model = Shuffling(seed, sectors=1024, queue_size=16 if indirect else 64)
+    data, rng, shuffled = fill(model), random.Random(seed), False
+    features = FEATURES | f.mask(f.VERSION_1, f.EVENT_IDX) | (f.mask(f.INDIRECT_DESC) if indirect else 0)
+    with driven(model, features=features, depth=16, timeout=1.0) as (_, _, blk):
+        burst = blk.burst(1)
+        slots = burst._slots
+        look = {"relay": slots.relay, "ready": slots.ready, "reap": slots.reap}
+
+        def then(name: str, *arguments: Any) -> Any:
+            nonlocal shuffled
+            shuffled ^= rng.random() < 0.02
+            if shuffled:
+                rng.shuffle(model.kept)
+            for _ in range(rng.randint(int(name != "reap"), len(model.kept)) if model.kept else 0):
+                model.device.complete(*model.kept.pop(0))
+            return look[name](*arguments)
+
+        for name in look:
+            setattr(slots, name, partial(then, name))
+        for _ in range(60):
+            sectors = [rng.randrange(1024) for _ in range(rng.randint(1, 60))]
+            found = list(burst.read(sectors, out=rng.choice((2, 2, 3))))
+            assert sorted(sector for sector, _ in found) == sorted(sectors)
+            assert all(content == at(data, sector, 1) for sector, content in found)
+
+
 def test_one_at_a_time_from_a_disk_that_is_asked_before_its_answer_is_looked_at():
     model = Disk()
     data = fill(model)

@@ -407,6 +407,43 @@ def test_of_several_chains_those_that_were_added_are_not_left(kind: dict[str, An
     assert [cookie for *_, cookie in chains] == list(range(room, 9))
 
 
+@every_kind
+@pytest.mark.parametrize("how", ["broken", "closed", "given to fixed slots"])
+def test_a_ring_that_is_shut_takes_no_chains_that_it_knows(kind: dict[str, Any], how: str):
+    """Their descriptors hold them already, so that nothing else would refuse them."""
+    rig = Rig(8, **kind)
+    entry = (), ((A, 4),)
+    for _ in range(2):
+        rig.queue.add_all([(*entry, 0)])
+        rig.queue.publish()
+        for chain in rig.device.pop_all():
+            rig.device.push(chain, 4)
+        rig.queue.reap()
+    if how == "broken":
+        if kind["format"] == "split":
+            rig.device.write_used_idx(7)
+        else:
+            slot = rig.device.used_slot
+            rig.device.write_used_slot(slot, 5, 0, rig.device.used_flags(slot))
+        with pytest.raises(RingCorruption):
+            rig.queue.reap()
+    elif how == "closed":
+        rig.queue.close()
+    else:
+        rig.queue._hand_over()
+    before = "" if how == "closed" else rig.visible()
+    for call in (
+        lambda left: rig.queue.add_all(left),
+        lambda left: rig.queue.add(*left[0]),
+        lambda left: rig.queue.send(*left[0]),
+    ):
+        left = [(*entry, 1)]
+        with pytest.raises({"broken": DeviceBroken, "closed": Closed}.get(how, UsageError)):
+            call(left)
+        assert left == [(*entry, 1)]
+        assert how == "closed" or rig.visible() == before
+
+
 @pytest.mark.fault(30)
 @every_kind
 def test_the_same_completion_twice(kind: dict[str, Any]):

@@ -531,3 +531,42 @@ def test_a_round_that_was_left_out_of_order_is_none(kind: dict[str, Any]):
     post(2)
     with pytest.raises(UsageError):
         bench.slots.submit(array("H", [2]))
+
+
+@pytest.mark.fault(28)
+@fast_kind
+@pytest.mark.parametrize("other", [1, 3])
+def test_what_was_laid_while_others_came_out_of_order_is_known_by_its_own(kind: dict[str, Any], other: int):
+    """Its place had another slot a lap ago: that one, with the same length, is not taken for it."""
+    bench = Bench(kind, 4, 4)
+    for slots in ([0, 1, 2, 3], [3, 1, 2]):
+        bench.slots.submit(array("H", slots))
+        out = list(bench.rig.device.pop_all())
+        if len(out) == 4:
+            bench.finish(*out)
+            assert bench.reap() == slots
+    bench.finish(out[1])
+    assert bench.reap() == [1]
+    bench.slots.submit(array("H", [0]), show=False)  # in the place of slot 3
+    for chain in (out[0], out[2]):
+        bench.finish(chain)
+        assert bench.reap() == [bench.slot_of(chain)]
+    # The last one came in order: from here on elements are expected by place.
+    bench.slots.submit(array("H", [other]))
+    _, last = bench.rig.device.pop_all()
+    if other == 3:
+        bench.finish(last)
+        assert bench.reap() == [3] and bench.slots.out() == [0]
+        return
+    bench.rig.device.lies.used_id = lambda _: 3
+    bench.finish(last)
+    bench.corrupt()
+
+
+@fast_kind
+def test_the_first_answer_of_a_slot_is_compared_with_what_is_expected_of_it(kind: dict[str, Any]):
+    """A record that has gone no lap yet repeats nothing, though all of its places name slot 0."""
+    bench = Bench(kind, 8, 8)
+    bench.slots.submit(array("H", [0]))
+    bench.finish(*bench.rig.device.pop_all(), written=0)
+    assert bench.reap() == [0] and bench.slots.written[0] == 0

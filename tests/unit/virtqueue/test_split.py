@@ -43,7 +43,7 @@ def test_physical_memory_holds_256_entries_and_no_more_in_a_page():
 )
 def test_the_one_region_of_a_legacy_queue(size: int, used: int, total: int):
     """Sizes by hand: 16q + 6 + 2q up to a page, then 6 + 8q up to a page (2.7.2)."""
-    dma = ScriptedDma(translated=False, contiguous_limit=1 << 21)
+    dma = ScriptedDma(translated=False, contiguous_limit=total)  # it may fill one run to its end
     queue = make_split(0, size, dma, RingOptions(lambda: None, event_idx=True, one_region=True))
     desc, driver, device = queue.addresses
     assert desc % 4096 == 0

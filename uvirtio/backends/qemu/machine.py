@@ -243,15 +243,17 @@ class Machine(StaysHere):
         version = self.process.version()
         if version:
             check_version(version)
+        if "is not a valid device model name" in seen:
+            remedy = f"name a device that this QEMU has: {self._program} -device help"
+        elif ".drive' can't find value" in seen:
+            remedy = "give a raw disk image before the device: qemu:q35,file=PATH/virtio-blk-pci"
+        else:
+            remedy = f"change the option that QEMU names; those of a device: {self._program} -device NAME,help"
         return QemuFailed(
             "QEMU did not start" if self.process.exited else f"QEMU did not start in {self.timeout:g} s",
             seen=seen,
             expected="a QEMU that takes these devices and options",
-            remedy=(
-                f"name a device that this QEMU has: {self._program} -device help"
-                if "is not a valid device model name" in seen
-                else f"change the option that QEMU names; those of a device: {self._program} -device NAME,help"
-            ),
+            remedy=remedy,
         )
 
     @property
@@ -380,6 +382,7 @@ class Machine(StaysHere):
             UsageError: The device or the image cannot be used.
         """
         self._check()
+        self._set_up_again()  # after a reset of the machine
         check_device(device, self.model, self._program)
         port = self._sockets.free(device)
         part = self._supply.add(device, None if drive is None else image_at(drive), late=True)
@@ -415,6 +418,7 @@ class Machine(StaysHere):
         """
         function = self.function(which)
         self._sockets.check(function.id, function.address)
+        self._set_up_again()  # after a reset of the machine
         self._take_out(function.id)
         self.functions.remove(function)
         self._unplugged.append(function)  # its device may be in use, and its user closes it

@@ -91,7 +91,6 @@ class Mem(Driver):
         try:
             with self.session(device.timeout):
                 config = self.config()
-                self.block_table = BlockTable(config.block_size)
                 if config.plugged_size and leftover == "unplug":
                     self.unplug_all()
                 elif config.plugged_size:
@@ -109,6 +108,7 @@ class Mem(Driver):
     def _before_ok(self) -> None:
         config = configuration.read(self.device)  # an invalid device is left before DRIVER_OK
         self._identity = (config.block_size, config.addr, config.region_size)
+        self.block_table = BlockTable(config.block_size)
         ring = self.device.queues[spec.GUEST_REQUESTQ].ring
         self._room = max(1, min(AT_ONCE, ring.size // ring.needs(2)))
         """Requests that can be with the device at once: each is two elements (5.15.6)."""
@@ -126,11 +126,12 @@ class Mem(Driver):
             ConfigError: It is invalid.
             ConfigUnstable: It changes at every read.
             ProtocolError: ``block_size``, ``addr`` or ``region_size`` changed.
-            DeviceResetByOther: Nothing is usable any more, because another program reset the device.
+            DeviceResetByOther: Nothing is usable, or not as much is plugged as was, because another program reset
+                the device.
         """
         with self.session():
             config = configuration.read(self.device)
-            if not config.usable_region_size:
+            if not config.usable_region_size or config.plugged_blocks != self.block_table.plugged.total:
                 self.device.check_status()
             if self._identity != (config.block_size, config.addr, config.region_size):
                 self._finding("what cannot change changed: block_size, addr or region_size")
