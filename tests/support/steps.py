@@ -1,8 +1,9 @@
 """What a signal handler raises, at each place in turn where Python may run one: any step of a call.
 
-CPython looks for signals when a function is entered, after a call and at a jump back, and nowhere else (``RESUME``,
-``CALL``, ``JUMP_BACKWARD`` and their relatives in ``Python/ceval.c`` or ``bytecodes.c``, 3.11 to 3.14). A step here is
-one of these places. It does not look when a function of Python's returns; that counts as after a call all the same.
+CPython looks for signals when a function is entered, after a call and at a jump back, and nowhere else:
+``RESUME``, ``CALL``, ``JUMP_BACKWARD`` and their relatives (``Python/ceval.c``, ``bytecodes.c``; 3.11 to
+3.14). A step here is one of these. It does not look when a function of Python's returns; that counts as after
+a call all the same.
 """
 
 from __future__ import annotations
