@@ -63,7 +63,9 @@ class RingOptions(NamedTuple):
 class VirtqueueBase:
     """The part of a queue that is the same for split and packed rings.
 
-    Not safe against exceptions raised by a signal handler in the middle of a call: let the handler set a flag.
+    What a signal handler raises in the middle of a call leaves the books right: a chain is in the ring or not
+    (``cookies``), and was reaped or not. Lost is what the call would have returned: whether the device is to be
+    notified, and completions that were reaped by then. Nor may the next interrupt have been asked for.
     """
 
     kind: Literal["split", "packed"]

@@ -85,6 +85,7 @@ class PackedQueue(VirtqueueBase):
         "_mine",
         "_next_slot",
         "_put",
+        "_stale",
         "_theirs",
         "_two_laps",
         "bytes",
@@ -106,6 +107,9 @@ class PackedQueue(VirtqueueBase):
 
         self._hidden: tuple[int, int] | None = None
         """The first of the lists that were added and not published: its place, and the flags that show it."""
+
+        self._stale = 0
+        """Behind the last slot of a list that was written and not added; 0: none was."""
 
         self._by_number = [0] * size if self._in_order else []
         """With IN_ORDER: the id of each list, by its number modulo the size."""
@@ -169,7 +173,7 @@ class PackedQueue(VirtqueueBase):
         """Write one descriptor list into the ring; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
-        size, first = self.size, self._next_slot
+        size, first, ids = self.size, self._next_slot, self._ids
         place, flags = first % self._two_laps, PACKED_DESC_F_AVAIL
         if place >= size:  # every second lap has the wrap counter 0
             place, flags = place - size, PACKED_DESC_F_USED
@@ -186,7 +190,7 @@ class PackedQueue(VirtqueueBase):
                 measure(readable, writable, size)
             if first - self.slots_reaped >= size:
                 raise self._full(1, 0)
-            ident = self._ids.pop()
+            ident = ids[-1]
         else:
             room = measure(readable, writable, size)
             indirect = count <= INDIRECT_ENTRIES and bool(self._tables)
@@ -194,31 +198,47 @@ class PackedQueue(VirtqueueBase):
                 slots = count
             if self.free < slots:
                 raise self._full(slots, self.free)  # 2.8.17: space for the whole list before any of it
-            ident = self._ids.pop()
+            ident = ids[-1]
             if indirect:
                 self._fill_table(ident, readable, writable)
                 address, length = self._tables[ident], count * DESC_SIZE
                 flags |= ring.DESC_F_INDIRECT
+        number, hidden = self._laid, self._hidden
         if slots == 1:
-            hidden = self._hidden
             if hidden is None:
                 hidden = place, flags
                 flags ^= PACKED_DESC_F_AVAIL  # looks like a slot of the lap before (2.8.1)
-            self._put(self._desc, DESC_SIZE * place, address, length, ident, flags)
-            self._hidden = hidden  # now: of what cannot be written nothing is published
+            try:
+                self._put(self._desc, DESC_SIZE * place, address, length, ident, flags)
+            except BaseException:  # of what cannot be written, or of a signal handler: it is not in the books
+                if self._hidden is not None:  # and must not be taken when those before it are shown
+                    self._flags[8 * place + 7] = flags ^ PACKED_DESC_F_AVAIL
+                raise
         else:
-            self._fill_list(first, ident, readable, writable)
-        number = self._laid
+            try:
+                head = self._fill_list(first, ident, readable, writable)
+            except BaseException:  # likewise
+                if first + slots > self._stale:
+                    self._stale = first + slots
+                raise
+            if hidden is None:
+                hidden = place, head >> _FLAGS_SHIFT
+                head ^= _AVAIL
+            self._desc[2 * place + 1] = head
+        # Since that was written nothing is called but the last: what a signal handler raises finds all of it done.
+        self._hidden = hidden
         self._out[ident] = (cookie, room, slots, number)
         if self._in_order:
             self._by_number[number % size] = ident
         self._next_slot = first + slots
         self._laid = number + 1
+        ids.pop()
 
-    def _fill_list(self, slot: int, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> None:
-        """Write all slots of a list, the first one last (2.8.17).
+    def _fill_list(self, slot: int, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> int:
+        """Write all slots of a list but half of the first one, which is written last (2.8.17); return that word.
 
-        The first slot of all that is not published keeps the flags of the lap before: no device looks behind it.
+        Until it is there the first slot has the flags of the lap before, and no device looks behind it. The others
+        look available then: where this ends in the middle, ``publish`` has to cover them.
         """
         desc, size = self._desc, self.size
         first, last = slot, slot + len(readable) + len(writable) - 1
@@ -235,11 +255,14 @@ class PackedQueue(VirtqueueBase):
                 else:
                     desc[2 * place + 1] = word
                 slot += 1
-        place = first % size
-        if self._hidden is None:
-            self._hidden = place, head >> _FLAGS_SHIFT
-            head ^= _AVAIL
-        desc[2 * place + 1] = head
+        return head
+
+    def _cover(self) -> None:
+        """Give slots of a list that was not added the flags of the lap before (2.8.1): no device takes them."""
+        for slot in range(self._next_slot, self._stale):
+            lap, place = divmod(slot, self.size)
+            self._flags[8 * place + 7] = _AVAIL_OR_USED if lap & 1 else 0
+        self._stale = 0
 
     def _fill_table(self, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> None:
         # 2.8.19: no flag but WRITE; the length of the table marks its end.
@@ -259,10 +282,12 @@ class PackedQueue(VirtqueueBase):
         if self._hidden is None:
             return False
         place, flags = self._hidden
-        self._hidden = None
+        if self._stale:
+            self._cover()
         if self._order is not None:
             self._order()  # 2.8.21.1.1: the slots before the flags that make them visible
         self._flags[8 * place + 7] = flags
+        self._hidden = None
         old, new = self.slots_published, self._next_slot
         self.published = self._laid
         self.slots_published = new
@@ -354,7 +379,8 @@ class PackedQueue(VirtqueueBase):
         """Take used lists, each checked in full before it changes anything."""
         halves, out, ids, order = self._halves, self._out, self._ids, self._order
         size, published = self.size, self.published
-        goal, number, first = len(done) + most, self.reaped - len(done), self.slots_reaped
+        number, first = self.reaped, self.slots_reaped
+        goal = number + most
         start = place = first % self._two_laps
         usual = _WRITTEN | _LAPS
         if place >= size:
@@ -364,7 +390,7 @@ class PackedQueue(VirtqueueBase):
         # leave the id, and no flag needs to be looked at by itself; of any other word no id of this ring is left.
         known = self._marks and order is None
         try:
-            while len(done) < goal:
+            while number < goal:
                 at = 4 * place + 3
                 told = halves[at]  # id and flags, in one load
                 ident = told ^ usual
@@ -378,22 +404,24 @@ class PackedQueue(VirtqueueBase):
                     ident = told & 0xFFFF
                 cookie, room, slots, laid = (out[ident] if ident < size else None) or NOT_OUT
                 if laid >= published:
-                    self.reaped = number + len(done)
+                    self.reaped = number
                     self.no_such_chain(ident)
                 written = halves[at - 1]
                 if written > room or not plain:
                     written = self.length_of(told << 32 | written, room)
                     known = self._marks and order is None
+                # All of it before a call: what a signal handler raises comes after that.
                 out[ident] = None
-                ids.append(ident)
+                number += 1
                 place += slots
                 if place >= size:
                     place -= size
                     start -= size
                     usual ^= _LAPS
+                ids.append(ident)
                 done.append(make_tuple(Completion, (cookie, written)))
         finally:
-            self.reaped = number + len(done)
+            self.reaped = number
             self.slots_reaped = first + place - start
 
     def _take_in_order(self, done: list[Completion]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from struct import pack
 
 from uvirtio.memory.access import copiers
@@ -18,7 +18,7 @@ from uvirtio.spec.ring import (
 )
 from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue.packed import PackedQueue
-from uvirtio.virtqueue.slot_books import NOTHING, Chain, RingBooks, joined
+from uvirtio.virtqueue.slot_books import NOBODY, NOTHING, Chain, RingBooks, joined
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -81,11 +81,12 @@ class PackedSlots(RingBooks):
         if not show or self._next:
             return super().submit(slots, show=show)
         if slots == self._back:
-            return self._post(self._back)
+            return self._post(self._back, self._next)
         self.check(slots)
-        return self._post(slots if type(slots) is array and slots.typecode == "H" else array("H", slots))
+        posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
+        return self._post(posted, self._next)
 
-    def _post(self, slots: array[int]) -> bool:
+    def _post(self, slots: array[int], rest: array[int]) -> bool:
         count = len(slots)
         if not count:
             return False
@@ -96,10 +97,9 @@ class PackedSlots(RingBooks):
         here = first % self._places  # of the two laps
         at = here if here < size else here - size  # in the ring
         more: bytes | bytearray
-        if self._loose is not None:
-            self._go_loose(slots)
-            more = self._lay(here, slots)[DESC_SIZE:]
-        elif first < self._steady or self._order[here : here + count] != slots:
+        if ring._stale:
+            ring._cover()
+        if self._loose is not None or first < self._steady or self._order[here : here + count] != slots:
             more = self._lay(here, slots)[DESC_SIZE:]
         else:
             more = self._shown[DESC_SIZE * (here + 1) : DESC_SIZE * (here + count)]
@@ -109,17 +109,25 @@ class PackedSlots(RingBooks):
                 ring.bytes[DESC_SIZE * (at + 1) : DESC_SIZE * (at + count)] = more
         else:
             fits = DESC_SIZE * (size - at - 1)
-            ring.bytes[DESC_SIZE * (at + 1) :], ring.bytes[: len(more) - fits] = more[:fits], more[fits:]
+            over = len(more) - fits
+            ring.bytes[DESC_SIZE * (at + 1) :], ring.bytes[:over] = more[:fits], more[fits:]
         # The first slot's own flags wait: until they are stored it looks like one of the lap before (2.8.1).
         slot = slots[0]
         word = self._words[here < size][slot]
         ring._desc[2 * at] = self._addresses[slot]
         ring._desc[2 * at + 1] = word ^ _AVAIL
         if ring._order is not None:
-            ring._order()  # 2.8.21.1.1: the slots before the flags that make them visible
+            try:
+                ring._order()  # 2.8.21.1.1: the slots before the flags that make them visible
+            except BaseException:  # of a signal handler: those behind the first look available
+                ring._stale = first + count
+                raise
         ring._flags[8 * at + 7] = word >> 48
         ring._next_slot = ring.slots_published = new = first + count
         ring._laid = ring.published = ring.published + count
+        self._next = rest
+        if self._came and slots is self._came_as and self._noted == first:  # out again as they are
+            self._came, self._noted = NOBODY, new
         ring._fence()  # 2.8.21.3.1: the flags before the device's event structure is read
         wish = ring._theirs[0]
         flags = wish >> 16 & PACKED_EVENT_FLAGS_MASK
@@ -194,23 +202,22 @@ class PackedSlots(RingBooks):
             if self._loose is not None:
                 found = self._take_loose(_words(raw), here, self._used[here < size])
             elif self._expected.startswith(raw, DESC_SIZE * here):
+                # As in ``_take_back``, without a call.
                 found = self._order[here : here + fits]
                 self._back = found[:]
+                ring.slots_reaped += fits
+                ring.reaped += fits
             else:
                 found = self._sort_out(_words(raw), here, self._used[here < size])
             came = len(found)
             if before:
                 found = before + found
                 self._back = found[:]
-                if self._came:
-                    self._in_flight()
             if ring._event_idx and ring._interrupts and came:
                 # Request the next interrupt, and check again: usually nothing was added. At the end of the ring,
                 # too: what seemed used behind it may be a batch that is being marked backwards.
-                count = ring.took(came, self._hint)
+                count = ring.took(0, self._hint)
             else:
-                ring.slots_reaped += came
-                ring.reaped += came
                 count = count - came if at + came == size else 0
             if not count:
                 return found or array("H")
@@ -222,8 +229,20 @@ class PackedSlots(RingBooks):
     def _posted_ever(self) -> int:
         return self._ring._next_slot
 
+    def _shown_ever(self) -> int:
+        return self._ring.slots_published
+
     def _reaped_ever(self) -> int:
         return self._ring.slots_reaped
+
+    def _take_back(self, found: array[int], count: int, raw: bytes, came: Set[int]) -> None:
+        ring = self._ring
+        self._back = self._came_as = found[:]
+        self._back_raw, self._came = raw, came
+        if not came:
+            self._loose = None
+        ring.slots_reaped += count
+        ring.reaped += count
 
     def _whole(self, elements: bytes, here: int) -> bytes:
         """Return those of the slots that are used for certain.
@@ -237,7 +256,7 @@ class PackedSlots(RingBooks):
                 return _words(bytes(self._ring.bytes[DESC_SIZE * at : DESC_SIZE * (at + count)]))
         return elements
 
-    def _one_by_one(self, elements: bytes, here: int) -> array[int]:
+    def _one_by_one(self, elements: bytes, here: int) -> tuple[array[int], set[int]]:
         """Take used slots that are not as expected; their flags may have changed since they were found."""
         lap = _LAP if here < self._size else 0
         for element in array("Q", elements):
@@ -255,9 +274,9 @@ class PackedSlots(RingBooks):
             self._expect(slot, plain)
 
     def _expect(self, slot: int, element: int) -> None:
-        self._last[slot] = element
         for used, lap in zip(self._used, (0, _LAP << 48), strict=True):
             used[slot] = (element | lap).to_bytes(8, "little")
+        self._last[slot] = element  # last: until then it is done again
 
     def _no_such_chain(self, slot: int) -> NoReturn:
         self._ring.no_such_chain(slot)

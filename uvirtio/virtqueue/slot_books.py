@@ -19,6 +19,7 @@ Chain = tuple[Sequence[SgEntry], Sequence[SgEntry]]
 """(readable, writable) elements of one slot."""
 
 NOTHING = array("H")
+NOBODY: Set[int] = frozenset()
 
 _Formats = tuple[Callable[[bytes], tuple[int, ...]], Callable[..., bytes]]
 
@@ -57,8 +58,7 @@ class Books:
 
     def show(self, count: int) -> bool:
         """Let the device see slots; see ``Slots``."""
-        now, self._next = self._next[:count], self._next[count:]
-        return self._post(now)
+        return self._post(self._next[:count], self._next[count:])
 
     def ready(self) -> int:
         """Return a number of slots that are used; see ``Slots``."""
@@ -74,8 +74,13 @@ class Books:
                 return count
         return 0
 
-    def _post(self, slots: array[int]) -> bool:
-        """Post idle slots, for formats that can only write and show at once; whether a kick is requested."""
+    def _post(self, slots: array[int], rest: array[int]) -> bool:
+        """Post idle slots, for formats that can only write and show at once; whether a kick is requested.
+
+        Args:
+            slots: The slots.
+            rest: What is laid from then on.
+        """
         raise NotImplementedError
 
     def out(self) -> list[int]:
@@ -145,7 +150,10 @@ class RingBooks(Books):
     posted twice within a round.
 
     At the first slot out of order those in flight become the set ``_loose``, until all of them have come, the last
-    ones in order.
+    ones in order. What was posted since the last look is in ``_order`` alone: ``_in_flight`` puts it into the set.
+
+    What a signal handler raises may come at any call. So what goes out, or comes back, changes this record and the
+    ring's counters with no call between.
     """
 
     WIDTH: ClassVar[int]
@@ -175,9 +183,12 @@ class RingBooks(Books):
         self._changed = first
         """Number of the last slot that was posted in a place of another's, or when that was last looked at."""
         self._loose: set[int] | None = None
-        # Slots in ``_loose`` that have come: those of ``_back``. If they go out again as they are, nothing has to
-        # be taken out and put back.
-        self._came: Set[int] = frozenset()
+        self._noted = first
+        """Number of the first slot that was posted since ``_loose`` was brought up to date."""
+        # Slots in ``_loose`` that have come: those of ``_came_as``. If they go out again as they are, nothing has
+        # to be taken out and put back.
+        self._came = NOBODY
+        self._came_as = NOTHING
         self._formats: dict[int, _Formats] = {}
 
     def _posted(self, first: int, end: int) -> array[int]:
@@ -227,19 +238,14 @@ class RingBooks(Books):
 
     def _in_flight(self) -> set[int]:
         """Return the slots in flight, of a ring that is used out of order."""
-        loose = self._loose
+        loose, end = self._loose, self._shown_ever()
         assert loose is not None
-        if self._came:
+        if self._came or self._noted != end:
+            more = {*self._posted(self._noted, end)}
             loose -= self._came
-            self._came = frozenset()
+            loose |= more
+            self._came, self._noted = NOBODY, end
         return loose
-
-    def _go_loose(self, slots: array[int]) -> None:
-        """Record that slots are posted, out of order."""
-        if self._came and slots is self._back:
-            self._came = frozenset()
-        else:
-            self._in_flight().update(slots)
 
     def _numbers_of(self, published: int) -> list[int]:
         """Return the numbers of the slots in flight, where ``published`` chains were posted since the start."""
@@ -261,11 +267,13 @@ class RingBooks(Books):
     def _sort_out(self, elements: bytes, here: int, used: Sequence[bytes]) -> array[int]:
         """Take used elements that are not simply those that were expected; see ``_take_loose``."""
         elements = self._whole(elements, here)
-        found = self._posted(here, here + len(elements) // 8)
+        count = len(elements) // 8
+        found = self._posted(here, here + count)
         if joined(used, found) == elements:
-            self._back, self._back_raw = found[:], elements
+            self._take_back(found, count, elements, NOBODY)
             return found
-        self._loose = set(self._all_out())
+        loose, end = {*self._all_out()}, self._shown_ever()
+        self._loose, self._noted, self._came = loose, end, NOBODY
         return self._take_loose(elements, here, used)
 
     def _take_loose(self, elements: bytes, here: int, used: Sequence[bytes]) -> array[int]:
@@ -283,28 +291,26 @@ class RingBooks(Books):
         apart, pack = self._formats.get(count) or self._format(count)
         slots = apart(elements)
         came = set(slots)
-        loose = self._in_flight() if self._came or self._loose is None else self._loose
+        loose = self._in_flight()
         if (
             len(came) == count
             and came <= loose
             and (b"".join(itemgetter(*slots)(used)) if count > 1 else used[slots[0]]) == elements
         ):
             found = array("H", pack(*slots))
-            self._back, self._back_raw, self._came = found[:], elements, came
         else:
-            whole = self._whole(elements, here)
-            if not whole:
+            elements = self._whole(elements, here)
+            if not elements:
                 return NOTHING
-            found = self._one_by_one(whole, here)
-        if (
-            found[0] == self._order[here]
-            and len(self._came) == len(loose)
-            and found == self._posted(here, here + len(found))
-        ):
-            # All have come, these in order. What the record has by place is old.
-            self._loose, self._came, self._round = None, frozenset(), 0
-            self._changed = self._posted_ever()
-            self._steady = self._changed + self._places
+            found, came = self._one_by_one(elements, here)
+            count = len(found)
+        if found[0] == self._order[here] and len(came) == len(loose) and found == self._posted(here, here + count):
+            # All have come, these in order. What the record has by place is old, from the next one on.
+            self._changed = changed = self._posted_ever()
+            self._steady, self._round = changed + self._places, 0
+            self._take_back(found, count, elements, NOBODY)
+        else:
+            self._take_back(found, count, elements, came)
         return found
 
     def _format(self, count: int) -> _Formats:
@@ -314,19 +320,18 @@ class RingBooks(Books):
             self._formats[count] = made
         return made
 
-    def _one_by_one(self, elements: bytes, here: int) -> array[int]:
-        """Take used elements of which one has another length than the last time, or is invalid."""
-        loose = self._in_flight()
+    def _one_by_one(self, elements: bytes, here: int) -> tuple[array[int], set[int]]:
+        """Take used elements of which one has another length than the last time, or is invalid; the set, too."""
+        loose, came = self._in_flight(), set[int]()
         found = array("H")
         for element in array("Q", elements):
             slot = self._named(element)
-            if slot not in loose:
+            if slot not in loose or slot in came:
                 self._no_such_chain(slot)
             self._note(slot, element)
-            loose.discard(slot)
+            came.add(slot)
             found.append(slot)
-        self._back, self._back_raw = found[:], elements
-        return found
+        return found, came
 
     # --- what differs between the ring formats ------------------------------------------------------------------
 
@@ -338,8 +343,23 @@ class RingBooks(Books):
         """Return how many slots were posted since the start, shown or not."""
         raise NotImplementedError
 
+    def _shown_ever(self) -> int:
+        """Return how many slots were shown to the device since the start."""
+        raise NotImplementedError
+
     def _reaped_ever(self) -> int:
         """Return how many slots were reaped since the start."""
+        raise NotImplementedError
+
+    def _take_back(self, found: array[int], count: int, raw: bytes, came: Set[int]) -> None:
+        """Record slots as reaped, here and in the ring, without a call.
+
+        Args:
+            found: The slots.
+            count: Their number.
+            raw: Their used elements.
+            came: The slots, of a ring that is used out of order; none: it is used in order, from now on.
+        """
         raise NotImplementedError
 
     def _whole(self, elements: bytes, here: int) -> bytes:

@@ -72,7 +72,6 @@ class PlainSlots(Books):
         super().__init__(ring.index, chains)
         self._ring = ring
         self._chains = [(tuple(readable), tuple(writable)) for readable, writable in chains]
-        self._out: set[int] = set()
         for readable, writable in self._chains:
             measure(readable, writable, ring.size)
         # All of them have to fit at the same time, so that no post ever ends half-way.
@@ -87,7 +86,12 @@ class PlainSlots(Books):
 
     def out(self) -> list[int]:
         """Return the slots that are in flight, lowest first."""
-        return sorted(self._out)
+        return sorted(self._ring.cookies())  # the one record of them, which no exception leaves behind
+
+    @property
+    def laid(self) -> int:
+        """Slots that were submitted and not shown; those that were to be shown when an exception came, too."""
+        return len(self._next) + len(self._ring.cookies()) - self._ring.in_flight
 
     def _set_length(self, slot: int, length: int) -> None:
         ((address, _),), _ = self._chains[slot]
@@ -101,11 +105,13 @@ class PlainSlots(Books):
         """Return whether a slot is used and not reaped; see ``Slots``."""
         return self._ring.pending()
 
-    def _post(self, slots: array[int]) -> bool:
+    def _post(self, slots: array[int], rest: array[int]) -> bool:
+        there = {*self._ring.cookies()}
         for slot in slots:
-            readable, writable = self._chains[slot]
-            self._ring.add(readable, writable, slot)
-            self._out.add(slot)
+            if slot not in there:
+                readable, writable = self._chains[slot]
+                self._ring.add(readable, writable, slot)
+            del self._next[0]
         return self._ring.publish()
 
     def reap(self) -> array[int]:
@@ -113,6 +119,5 @@ class PlainSlots(Books):
         found = array("H")
         for slot, written in self._ring.reap():
             self.written[slot] = written
-            self._out.discard(slot)
             found.append(slot)
         return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from uvirtio.errors import RingCorruption
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
@@ -45,16 +46,11 @@ class SplitQueue(SplitLayout):
             self.refuse()
         free: Any = self._free  # a list, wherever something is held
         laid = self._laid
-        held = self._held[free[-1]] if free else None
+        held = self._held[head := free[-1]] if free else None
         if held is not None and held[0] is readable and held[1] is writable:
             # The chain for which these descriptors were written. They came back together, the head on top: if one
             # had been taken since, the head would have been too, and this would be forgotten.
             room, chain = held[2], held[3]
-            if chain is None:
-                head = free.pop()
-            else:
-                head = chain[-1]
-                del free[-len(chain) :]
         elif len(readable) + len(writable) == 1:
             # The most frequent chain, so without a loop, and without a call.
             if readable:
@@ -68,7 +64,6 @@ class SplitQueue(SplitLayout):
             if not free:
                 raise self._full(1, 0)
             chain = None
-            head = free.pop()
             if held is not None:
                 self._held[head] = None
             self._starts[head] = address
@@ -79,10 +74,22 @@ class SplitQueue(SplitLayout):
                 self._held[head] = readable, writable, room, chain  # as long as it is these objects
         else:
             head, room, chain = self._write(readable, writable)
-        self._out[head] = (cookie, room, chain, laid)
         # Not visible yet: the device reads no further than avail.idx.
         self._ring[laid & self._mask] = head
-        self._laid = laid + 1
+        # In each branch nothing is called but the last: what a signal handler raises finds all done, or nothing.
+        if chain is None:
+            self._out[head] = (cookie, room, None, laid)
+            self._laid = laid + 1
+            free.pop()
+        elif not self._in_order:
+            del free[-len(chain) :]
+            self._out[head] = (cookie, room, chain, laid)
+            self._laid = laid + 1
+        else:
+            pops = iter(free.pop, chain[0])
+            self._out[head] = (cookie, room, chain, laid)
+            self._laid = laid + 1
+            tuple(pops)  # all of them in one call
 
     def add_all(self, chains: list[Any]) -> None:
         """Write several chains into the ring; see ``Virtqueue``.
@@ -102,29 +109,34 @@ class SplitQueue(SplitLayout):
                     laid = self._laid
                     continue
                 chain = now[3]
-                # From here to the end nothing is called: no signal finds it half done.
-                if chain is None:
-                    del free[-1]
+                places[laid & mask] = head
+                if chain is None:  # as in ``add``
+                    out[head] = (cookie, now[2], None, laid)
+                    self._laid = laid = laid + 1
+                    free.pop()
                 else:
                     del free[-len(chain) :]
-                out[head] = (cookie, now[2], chain, laid)
-                places[laid & mask] = head
-                self._laid = laid = laid + 1
+                    out[head] = (cookie, now[2], chain, laid)
+                    self._laid = laid = laid + 1
         finally:
             del chains[: self._laid - before]
 
     def _write(
         self, readable: Sequence[SgEntry], writable: Sequence[SgEntry]
     ) -> tuple[int, int, tuple[int, ...] | None]:
-        """Write a chain of several elements: its head, what the device may write of it, and its descriptors."""
-        free, held = self._free, self._held
+        """Write a chain of several elements into the next free descriptors, which ``add`` takes.
+
+        Its head, what the device may write of it, and its descriptors.
+        """
+        free: Any = self._free
+        held = self._held
         count = len(readable) + len(writable)
         chain: tuple[int, ...] | None = None  # the head alone
         room = measure(readable, writable, self.size)
         if self._tables and count <= INDIRECT_ENTRIES:
             if not free:
                 raise self._full(1, 0)
-            head = free.pop()
+            head = free[-1]
             held[head] = None
             self._fill_table(head, readable, writable, count)
             # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
@@ -133,9 +145,12 @@ class SplitQueue(SplitLayout):
         else:
             if len(free) < count:
                 raise self._full(count, len(free))
-            taken = tuple([free.pop() for _ in range(count)])
-            for number in taken:
-                held[number] = None
+            if self._in_order:
+                taken = tuple(islice(reversed(free), count))
+            else:
+                taken = tuple(free[: -count - 1 : -1])
+                for number in taken:
+                    held[number] = None
             self._fill_chain(taken, readable, writable)
             head, chain = taken[0], taken[::-1]
         if self._in_order:
@@ -170,14 +185,15 @@ class SplitQueue(SplitLayout):
             self.add(readable, writable, cookie)
             return self.publish()
         laid, old, chain = self._laid, self.published, held[3]
-        # As ``add_all``: from here on nothing is called before the chain is in the books.
-        if chain is None:
-            del free[-1]
+        self._ring[laid & self._mask] = head
+        if chain is None:  # as in ``add``
+            self._out[head] = (cookie, held[2], None, laid)
+            self._laid = new = laid + 1
+            free.pop()
         else:
             del free[-len(chain) :]
-        self._out[head] = (cookie, held[2], chain, laid)
-        self._ring[laid & self._mask] = head
-        self._laid = new = laid + 1
+            self._out[head] = (cookie, held[2], chain, laid)
+            self._laid = new = laid + 1
         # As ``publish``.
         if self._order is not None:
             self._order()  # 2.7.13.3.1
@@ -242,12 +258,13 @@ class SplitQueue(SplitLayout):
                             self.no_such_chain(head)
                         if written > room:
                             written = self.too_long(written, room)
+                        # All of it before a call: what a signal handler raises comes after that.
                         out[head] = None
+                        number += 1
                         if chain is None:
                             free.append(head)
                         else:
                             free += chain  # the next one takes them in the same order
-                        number += 1
                         done.append(make_tuple(Completion, (cookie, written)))
                         if number == end:
                             break

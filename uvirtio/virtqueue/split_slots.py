@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Set
 from uvirtio.memory.access import copiers
 from uvirtio.spec.ring import RING_ENTRIES, RING_IDX, USED_F_NO_NOTIFY
 from uvirtio.typed import TYPE_CHECKING
-from uvirtio.virtqueue.slot_books import NOTHING, Chain, RingBooks, joined
+from uvirtio.virtqueue.slot_books import NOBODY, NOTHING, Chain, RingBooks, joined
 from uvirtio.virtqueue.split import SplitQueue
 
 if TYPE_CHECKING:
@@ -73,17 +73,18 @@ class SplitSlots(RingBooks):
             return self._submit(slots, show)
         at = first & self._mask
         if self._loose is not None:
-            self._go_loose(self._back)
             self._lay(at, self._back, b"")
         elif first < self._steady or (
             self._order[at : at + count] != slots if count > 1 else self._order[at] != slots[0]
         ):
             self._lay(at, self._back, self._back_raw)
-        self._back = NOTHING
+        back, self._back = self._back, NOTHING
         avail = ring._avail
         if ring._order is not None:
             ring._order()  # 2.7.13.3.1: descriptors and ring before the index
         ring._laid = ring.published = new = first + count
+        if self._came and back is self._came_as and self._noted == first:  # out again as they are
+            self._came, self._noted = NOBODY, new
         avail[_IDX] = new & 0xFFFF
         ring._fence()  # 2.7.13.4.1: the index before the device's event word is read
         if ring._event_idx:
@@ -94,12 +95,16 @@ class SplitSlots(RingBooks):
         """The same for slots that were checked, shown now or later, where a set is kept or others are laid."""
         ring = self._ring
         raw, self._back = self._back_raw, NOTHING
-        if self._busy is not None:
-            self._count_in(slots)
-        posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
-        # With what is expected of them also out of order: when they are shown, all may be in order again.
-        self._lay(ring._laid & self._mask, posted, raw)
-        ring._laid += len(slots)
+        try:
+            if self._busy is not None:
+                self._count_in(slots)
+            posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
+            # With what is expected of them also out of order: when they are shown, all may be in order again.
+            self._lay(ring._laid & self._mask, posted, raw)
+            ring._laid += len(slots)
+        except BaseException:  # of a signal handler: the set is made again, of what is posted
+            self._busy = None
+            raise
         return self.show(ring._laid - ring.published) if show else False
 
     def _lay(self, at: int, slots: array[int], raw: bytes) -> None:
@@ -130,21 +135,11 @@ class SplitSlots(RingBooks):
         """Let the device see slots; see ``Slots``."""
         if not count:
             return False
-        ring = self._ring
-        first = ring.published
-        kick = ring.show_heads(count)
-        if self._loose is not None:
-            self._go_loose(self._posted(first, ring.published))
-        return kick
+        return self._ring.show_heads(count)
 
     def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
         """Look for used slots, and let the device see others at once; see ``Slots``."""
-        ring = self._ring
-        first = ring.published
-        found = ring.relay(looks, notify, goal)
-        if self._loose is not None and ring.published > first:
-            self._go_loose(self._posted(first, ring.published))
-        return found
+        return self._ring.relay(looks, notify, goal)
 
     def ready(self) -> int:
         """Return the number of slots that are used and not reaped; see ``Slots``."""
@@ -177,6 +172,13 @@ class SplitSlots(RingBooks):
 
     def reap(self) -> array[int]:
         """Return the used slots; see ``Slots``."""
+        try:
+            return self._reap()
+        except BaseException:  # of a signal handler, maybe: the set is made again, of what is posted
+            self._busy = None
+            raise
+
+    def _reap(self) -> array[int]:
         ring, before, count = self._ring, NOTHING, 0
         if ring.dead:
             ring.refuse()
@@ -201,18 +203,19 @@ class SplitSlots(RingBooks):
             if self._loose is not None:
                 found = self._take_loose(raw, at, self._used)
             elif raw == self._expected[8 * at : 8 * end]:
+                # As in ``_take_back``, without a call.
                 found, self._back, self._back_raw = self._order[at:end], self._order[at:end], raw
+                ring.reaped = reaped + count
             else:
                 found = self._sort_out(raw, at, self._used)
             if self._busy is not None:
                 self._busy.difference_update(found)
             if not (ring._event_idx and ring._interrupts):
-                ring.reaped = reaped + count
                 return found
             if before:
                 found = before + found
             # Request the next interrupt, and check again: usually nothing was added.
-            count = ring.took(count)
+            count = ring.took(0)
             if not count:
                 return found
             before = found
@@ -223,8 +226,18 @@ class SplitSlots(RingBooks):
     def _posted_ever(self) -> int:
         return self._ring._laid
 
+    def _shown_ever(self) -> int:
+        return self._ring.published
+
     def _reaped_ever(self) -> int:
         return self._ring.reaped
+
+    def _take_back(self, found: array[int], count: int, raw: bytes, came: Set[int]) -> None:
+        self._back = self._came_as = found[:]
+        self._back_raw, self._came = raw, came
+        if not came:
+            self._loose = None
+        self._ring.reaped += count
 
     def _named(self, element: int) -> int:
         return element & 0xFFFF_FFFF  # all 32 bits: 0x10003 is not 3
