@@ -57,6 +57,9 @@ class ChildProcess:
     not_started: type[UvirtioError] = OperationFailed
     """The error for one that does not start."""
 
+    belongings: object = None
+    """What has to be there as long as the program runs: the keeper thread has this object."""
+
     disposable = False
     """Nothing that the program has outlives it: it is ended by SIGKILL alone."""
 

@@ -36,6 +36,7 @@ from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import GONE, Kernel, failed, gone_or_failed, named
 from uvirtio.memory.iova import IovaAllocator
+from uvirtio.memory.unclosed import warn_unclosed
 
 ENOTSUPP = 524
 """An error number of the kernel (<linux/errno.h>) that vhost-vdpa returns; user space has no name for it."""
@@ -477,6 +478,10 @@ class VhostVdpaNode:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warn_unclosed(self, self.address)
 
 
 def _usable(whole: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,0 +1,31 @@
+"""What is dropped without ``close()``: a ResourceWarning says so, as for Python's own files and sockets."""
+
+from __future__ import annotations
+
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Closable(Protocol):
+        """What is open until it is closed."""
+
+        def close(self) -> None:
+            """Close it; idempotent."""
+
+
+def warn_unclosed(owner: object, about: str = "", *, level: int = 3) -> None:
+    """Warn that ``owner`` was not closed; called by its ``__del__``, before it releases anything.
+
+    Python shows such warnings where they are asked for (``-X dev``, ``-W default``, pytest), and with tracemalloc
+    where the owner was made.
+
+    Args:
+        owner: What still has descriptors, memory or a process.
+        about: Which one it is; empty: its ``repr`` says so.
+        level: How many calls above this one it was dropped: 3 from ``__del__`` itself.
+    """
+    import warnings  # here: a start does without
+
+    text = f"{type(owner).__name__} {about}" if about else repr(owner)
+    warnings.warn(f"unclosed {text}", ResourceWarning, stacklevel=level, source=owner)
