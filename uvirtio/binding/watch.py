@@ -219,8 +219,7 @@ class Watcher:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
-            warn_unclosed(self, self.source)
-            self.close()
+            warn_unclosed(self, self.source, then=self.close)
 
     # --- what is there ------------------------------------------------------------------------------------
 

@@ -55,7 +55,9 @@ class Ending:
         Args:
             device: The device.
         """
-        warn_unclosed(device, level=4)
+        warn_unclosed(device, level=4, then=partial(self._leave, device))
+
+    def _leave(self, device: Closable) -> None:
         if self._undivided or (isinstance(self._backend, Ends) and self._backend.ended):
             device.close()
         elif self._whole:

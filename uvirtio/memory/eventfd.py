@@ -59,8 +59,7 @@ class EventFd:
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
-            warn_unclosed(self, str(self._fd))
-            self.close()
+            warn_unclosed(self, str(self._fd), then=self.close)
 
 
 class Closes(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
             """Close it; idempotent."""
 
 
-def warn_unclosed(owner: object, about: str = "", *, level: int = 3) -> None:
-    """Warn that ``owner`` was not closed; called by its ``__del__``, before it releases anything.
+def warn_unclosed(
+    owner: object, about: str = "", *, then: Callable[[], object] | None = None, level: int = 3
+) -> None:
+    """Warn that ``owner`` was not closed; called by its ``__del__``.
 
     Python shows such warnings where they are asked for (``-X dev``, ``-W default``, pytest), and with tracemalloc
     where the owner was made.
@@ -23,9 +27,14 @@ def warn_unclosed(owner: object, about: str = "", *, level: int = 3) -> None:
     Args:
         owner: What still has descriptors, memory or a process.
         about: Which one it is; empty: its ``repr`` says so.
+        then: Releases what may be released; called even where warnings are errors.
         level: How many calls above this one it was dropped: 3 from ``__del__`` itself.
     """
     import warnings  # here: a start does without
 
     text = f"{type(owner).__name__} {about}" if about else repr(owner)
-    warnings.warn(f"unclosed {text}", ResourceWarning, stacklevel=level, source=owner)
+    try:
+        warnings.warn(f"unclosed {text}", ResourceWarning, stacklevel=level, source=owner)
+    finally:
+        if then is not None:
+            then()

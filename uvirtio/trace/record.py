@@ -175,8 +175,7 @@ class Recorder(Books):
 
     def __del__(self) -> None:
         if "_file" in self.__dict__ and not self._file.closed and os.getpid() == self._owner:
-            warn_unclosed(self, str(self.path))
-            self.close()
+            warn_unclosed(self, str(self.path), then=self.close)
 
     # --- Tape -------------------------------------------------------------------------------------------------
 

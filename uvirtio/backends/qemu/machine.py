@@ -484,10 +484,12 @@ class Machine(StaysHere):
         if self.__dict__.get("_closing", True) or os.getpid() != self._owner:
             return
         if not any(function.undivided for function in self.functions):  # else it is the function's
-            warn_unclosed(self)
-            self.close()
-            for device in self._opened.values():  # Python has them dropped, too, or the machine would be theirs
-                device.close()
+            warn_unclosed(self, then=self._dropped)
+
+    def _dropped(self) -> None:
+        self.close()
+        for device in self._opened.values():  # nobody else has them, or the machine would still be there
+            device.close()
 
 
 def _with_ids(buses: list[dict[str, Any]]) -> dict[str, int]:

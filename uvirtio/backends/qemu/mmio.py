@@ -181,8 +181,7 @@ class QemuMmioWindow(OtherSideOf):
 
     def __del__(self) -> None:
         if getattr(self, "undivided", False) and not self._closed and os.getpid() == self._owner:
-            warn_unclosed(self)
-            self.close()
+            warn_unclosed(self, then=self.close)
 
     def _check(self) -> None:
         if self._closed:

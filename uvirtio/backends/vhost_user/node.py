@@ -635,5 +635,4 @@ class VhostUserNode:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
-            warn_unclosed(self, self.address)
-            self.close()
+            warn_unclosed(self, self.address, then=self.close)

@@ -174,8 +174,7 @@ class UinputClone:
     def __del__(self) -> None:
         # Not in a forked child: the device is the parent's.
         if getattr(self, "_fd", -1) >= 0 and os.getpid() == getattr(self, "_owner", 0):
-            warn_unclosed(self, self.path)
-            self.close()
+            warn_unclosed(self, self.path, then=self.close)
 
 
 class Feed:
@@ -270,8 +269,7 @@ class Feed:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and os.getpid() == self._owner:  # else the keys are the parent's
-            warn_unclosed(self, self.description.name)
-            self.close()
+            warn_unclosed(self, self.description.name, then=self.close)
 
 
 class Bridge:

@@ -109,8 +109,7 @@ class SuspendLock:
 
     def __del__(self) -> None:
         if getattr(self, "_held", False) and self._holder == os.getpid():
-            warn_unclosed(self, self._why)
-            self.release()
+            warn_unclosed(self, self._why, then=self.release)
 
     # --- the two ways ---------------------------------------------------------------------------------------
 

@@ -88,8 +88,7 @@ class _Descriptor:
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
-            warn_unclosed(self, str(self._fd))
-            self.close()
+            warn_unclosed(self, str(self._fd), then=self.close)
 
 
 class Datagrams(_Descriptor):
