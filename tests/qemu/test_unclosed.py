@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import re
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +160,28 @@ def test_a_device_whose_machine_was_closed_is_closed() -> None:
         del machine, rng
         gc.collect()
     assert descriptors() <= before
+
+
+ENDS = {
+    "device": 'kept = uvirtio.Rng(uvirtio.open("qemu:virtio-rng-pci", timeout=20))',
+    "function": 'kept = uvirtio.opening.open_function("qemu:virtio-rng-pci", timeout=20)[1]',
+    "machine": 'kept = uvirtio.qemu.Machine(devices=["virtio-rng-pci"], timeout=20); kept.open(0)',
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_end_of_the_process_waits_for_nothing(end: str) -> None:
+    """Threads do not run any more then: a device is left before, by atexit, and the kernel ends what is left."""
+    program = f"import time, uvirtio, uvirtio.opening\n{ENDS[end]}\nprint(time.monotonic())"
+    done = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", program],
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert time.monotonic() - float(done.stdout) < 2
+    told = "" if end == "device" else "ResourceWarning: unclosed <"
+    assert len(done.stderr.splitlines()) == bool(told) and told in done.stderr

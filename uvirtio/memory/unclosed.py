@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from _warnings import warn  # of CPython: a start does without the module warnings
 from collections.abc import Callable
 
 from uvirtio.typed import TYPE_CHECKING
@@ -27,14 +29,13 @@ def warn_unclosed(
     Args:
         owner: What still has descriptors, memory or a process.
         about: Which one it is; empty: its ``repr`` says so.
-        then: Releases what may be released; called even where warnings are errors.
+        then: Releases what may be released; called even where warnings are errors, and not when the process ends:
+            then no thread runs any more that could be waited for, and the kernel closes it.
         level: How many calls above this one it was dropped: 3 from ``__del__`` itself.
     """
-    import warnings  # here: a start does without
-
     text = f"{type(owner).__name__} {about}" if about else repr(owner)
     try:
-        warnings.warn(f"unclosed {text}", ResourceWarning, stacklevel=level, source=owner)
+        warn(f"unclosed {text}", ResourceWarning, stacklevel=level, source=owner)
     finally:
-        if then is not None:
+        if then is not None and not sys.is_finalizing():
             then()
