@@ -23,7 +23,7 @@ def warn_unclosed(
 ) -> None:
     """Warn that ``owner`` was not closed; called by its ``__del__``.
 
-    Python shows such warnings where they are asked for (``-X dev``, ``-W default``, pytest), and with tracemalloc
+    Python shows such warnings where they are asked for (``-X dev``, ``-W default``), and with tracemalloc
     where the owner was made.
 
     Args:
