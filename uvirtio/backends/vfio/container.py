@@ -86,10 +86,10 @@ class Container:
             kernel: The system calls; replaced in tests.
             roots: Where /dev and /proc are.
         """
+        self.path = path
         self._fd = fd
         self._kernel = kernel or Kernel()
         self._roots = roots or Roots()
-        self.path = path
         self.iommu_type: int | None = None
         """VFIO_TYPE1v2_IOMMU or VFIO_TYPE1_IOMMU once set."""
 

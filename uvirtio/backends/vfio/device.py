@@ -130,9 +130,9 @@ class Device:
             name: The device's address, for errors.
             kernel: The system calls; replaced in tests.
         """
+        self.name = name
         self._fd = fd
         self._kernel = kernel or Kernel()
-        self.name = name
 
     @property
     def fd(self) -> int:

@@ -108,12 +108,12 @@ class Group:
             roots: Where /sys and /proc are.
             kernel: The system calls; replaced in tests.
         """
+        self.path = path
         self._fd = fd
         self._kernel = kernel or Kernel()
         self._roots = roots
         self._contained = False
         self.number = number
-        self.path = path
 
     @classmethod
     def open(

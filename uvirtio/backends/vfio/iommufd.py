@@ -155,10 +155,10 @@ class Ioas:
             kernel: The system calls; replaced in tests.
             roots: Where /proc is.
         """
+        self.id = ioas_id
         self._fd = fd
         self._kernel = kernel
         self._roots = roots
-        self.id = ioas_id
 
     @classmethod
     def open(cls, roots: Roots, *, kernel: Kernel | None = None) -> Ioas:

@@ -85,13 +85,13 @@ class VhostVdpaNode:
             roots: Where /dev, /sys and /proc are.
             kernel: The system calls; replaced in tests.
         """
+        self.address = address
         self._fd = fd
         self._kernel = kernel or Kernel()
         self._roots = roots
         self._spaces: list[VdpaDmaSpace] = []
         self._iova: IovaAllocator | None = None
         self._batching = False
-        self.address = address
         self.name = name
         self.calls = calls_of(name, roots)
         self.kind = kind_of(name, roots)
