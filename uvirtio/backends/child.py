@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
-from _thread import allocate_lock, start_new_thread  # of CPython; the module threading takes longer to import
+
+# Of CPython; the module threading takes longer to import.
+from _thread import RLock, allocate_lock, get_ident, start_new_thread
 from collections.abc import Callable, Sequence
 
 from uvirtio.errors import OperationFailed, UvirtioError
@@ -57,6 +59,9 @@ class ChildProcess:
     not_started: type[UvirtioError] = OperationFailed
     """The error for one that does not start."""
 
+    belongings: object = None
+    """What has to be there as long as the program runs: the keeper thread has this object."""
+
     disposable = False
     """Nothing that the program has outlives it: it is ended by SIGKILL alone."""
 
@@ -78,7 +83,8 @@ class ChildProcess:
         self._stderr = os.memfd_create("uvirtio-stderr", os.MFD_CLOEXEC)
         self._started = _Latch()
         self._ended = _Latch()
-        self._lock = allocate_lock()
+        self._lock = RLock()  # Python drops objects in any thread: ``close`` may come in the midst of ``_keep``
+        self._keeper = 0
         self._watchers: list[int] = []
         self._failure: OSError | ValueError | None = None
         self._abandoned = False
@@ -126,6 +132,7 @@ class ChildProcess:
 
     def _keep(self, binary: str, arguments: list[str], fds: list[int]) -> None:
         """Run the keeper thread: start the program, wait for its end, signal it."""
+        self._keeper = get_ident()
         with self._lock:
             if self._abandoned:
                 return
@@ -146,9 +153,10 @@ class ChildProcess:
             except ChildProcessError:
                 self._code = 0  # not known
             self.exited = True
-            watchers, self._watchers = self._watchers, []
-            for fd in watchers:
+            while self._watchers:
+                fd = self._watchers[-1]
                 os.eventfd_write(fd, 1)
+                self.unwatch(fd)
         self._ended.set()
 
     def watch(self, fd: int) -> None:
@@ -198,7 +206,7 @@ class ChildProcess:
         for number, patience in ((_SIGTERM, _TERMINATE_WAIT), (_SIGKILL, _KILL_WAIT))[self.disposable :]:
             with self._lock:
                 self._signal(number)
-            if self._ended.wait(patience):
+            if get_ident() == self._keeper or self._ended.wait(patience):  # the keeper cannot wait for itself
                 break
         self._closed = True
         os.close(self._stderr)

@@ -31,6 +31,7 @@ from uvirtio.host.lock import take_lock
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.memory.access import MappedRegisters
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.spec import mmio as spec
 from uvirtio.typed import TYPE_CHECKING
 
@@ -260,6 +261,10 @@ class DevmemWindow:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warn_unclosed(self, self.address)
 
 
 def _open(roots: Roots) -> int:

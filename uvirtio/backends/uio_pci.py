@@ -47,6 +47,7 @@ from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, BarInfo
 from uvirtio.memory.access import FdRegisters, MappedRegisters
 from uvirtio.memory.eventfd import EventFd
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.spec import pci
 from uvirtio.typed import TYPE_CHECKING
 
@@ -484,6 +485,10 @@ class UioPciFunction(BoundFunction):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warn_unclosed(self, self.address)
 
 
 def _node(address: str, roots: Roots) -> Path:

@@ -35,6 +35,7 @@ from uvirtio.interfaces.values import DEFAULT_TIMEOUT, BarInfo
 from uvirtio.memory.access import FdRegisters
 from uvirtio.memory.eventfd import EventFd, all_or_none
 from uvirtio.memory.iova import IovaAllocator
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.spec import pci
 from uvirtio.typed import TYPE_CHECKING
 
@@ -265,3 +266,7 @@ class VfioFunction(BoundFunction):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warn_unclosed(self, self.address)

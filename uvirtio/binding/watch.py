@@ -21,6 +21,7 @@ from uvirtio.errors import Closed, NotSupported, UsageError
 from uvirtio.host import addresses, sysfs, uevents
 from uvirtio.host.roots import Roots
 from uvirtio.host.uevents import Uevent, Uevents
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.spec import ids
 
 SUBSYSTEMS = ("pci", "platform", "vdpa", "virtio", "block", "net")
@@ -215,6 +216,10 @@ class Watcher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warn_unclosed(self, self.source, then=self.close)
 
     # --- what is there ------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ diagnostics and tests alike. There is one wait loop (``waiting.py``), and one wa
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -15,6 +14,7 @@ from uvirtio.device.bringup import GiveBack, Observer, RingMaker, admin_queue, n
 from uvirtio.device.counters import Counters, moved
 from uvirtio.device.evidence import of_queue
 from uvirtio.device.foretell import whole_need
+from uvirtio.device.leaving import Ending, free
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
@@ -79,7 +79,8 @@ class Device(DeviceState):
         self._waiting = WaitLoop(self, transport, options.poll_us / 1e6)
         self.counters: Counters = self._waiting.counters
         """Counts since the device was opened: configuration changes, interrupts, interrupt storms."""
-        atexit.register(self.close)
+        kept, backend = (transport, self._fence), getattr(transport, "backend", None)
+        self._ending = Ending(self, backend, kept, in_machine=self.guest is not None)
         self._say(log.INFO, "opened: %s, %s; %s", self.type, transport.kind, transport.description)
 
     # --- the initialisation sequence (3.1.1) ----------------------------------------------------------------
@@ -582,7 +583,7 @@ class Device(DeviceState):
         dma, self._dma = self._dma, None
         views, self._before_free = self._before_free, []
         with ExitStack() as stack:
-            stack.callback(_free, dma, rings, self.transport.release_queues)
+            stack.callback(free, dma, rings, self.transport.release_queues)
             for release in reversed(views):
                 stack.callback(release)
 
@@ -593,7 +594,7 @@ class Device(DeviceState):
             return
         while self._kept:
             pair = self._kept.pop()
-            _free(*pair)
+            free(*pair)
             keep_no_longer(pair)
 
     def close(self) -> None:
@@ -624,7 +625,7 @@ class Device(DeviceState):
                 finally:
                     self._release_kept()
                     self._waiting.close()
-                    atexit.unregister(self.close)
+                    self._ending.done()
 
     def __enter__(self) -> Self:
         return self
@@ -632,19 +633,6 @@ class Device(DeviceState):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-
-def _free(dma: DmaSpace | None, rings: Sequence[Virtqueue], first: Callable[[], None] = lambda: None) -> None:
-    """Close rings, and the memory that they are in.
-
-    Args:
-        dma: The memory; None: there is none.
-        rings: The rings.
-        first: What is done before; it may fail as UvirtioError.
-    """
-    with ExitStack() as stack:
-        if dma is not None:
-            stack.callback(dma.close)
-        for ring in rings:
-            stack.callback(ring.close)
-        with suppress(UvirtioError):
-            first()
+    def __del__(self) -> None:
+        if "_ending" in self.__dict__ and not self._closed and self._ours():
+            self._ending.dropped(self)

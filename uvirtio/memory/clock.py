@@ -5,7 +5,10 @@ from __future__ import annotations
 import select
 import time
 
-from uvirtio.interfaces.clock import Clock, KeepsTime
+from uvirtio.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvirtio.interfaces.clock import Clock
 
 
 class HostClock:
@@ -30,5 +33,5 @@ def clock_of(transport: object) -> Clock:
     Args:
         transport: The transport, whose back end may keep a time of its own.
     """
-    backend = getattr(transport, "backend", None)
-    return backend.clock if isinstance(backend, KeepsTime) else HostClock()
+    kept: Clock | None = getattr(getattr(transport, "backend", None), "clock", None)  # see ``KeepsTime``
+    return HostClock() if kept is None else kept

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from typing import Protocol, TypeVar
 
 from uvirtio.errors import Closed
+from uvirtio.memory.unclosed import warn_unclosed
 
 
 class EventFd:
@@ -55,6 +56,10 @@ class EventFd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warn_unclosed(self, str(self._fd), then=self.close)
 
 
 class Closes(Protocol):

@@ -43,6 +43,8 @@ class ScriptedCore(OtherSideOfModel):
     ``ScriptedDevice`` (PCI), ``ScriptedMmio`` and ``ScriptedLegacy`` put registers in front of it.
     """
 
+    undivided = True
+
     def __init__(
         self,
         model: Model,

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from uvirtio.errors import OperationFailed, UvirtioError
 from uvirtio.interfaces.backend import Backend
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.trace.chrome import ChromeLines
 from uvirtio.trace.lines import FORMAT, VERSION, pack
 from uvirtio.trace.seam import facts_of, on_tape
@@ -74,6 +75,7 @@ class Recorder(Books):
         self.path = Path(path)
         self._form: _Form = ChromeLines() if self.path.suffix == ".json" else _JsonLines()
         self._begin = 0.0
+        self._owner = os.getpid()
         self._once = False
         self._aside = False
         try:
@@ -170,6 +172,10 @@ class Recorder(Books):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if "_file" in self.__dict__ and not self._file.closed and os.getpid() == self._owner:
+            warn_unclosed(self, str(self.path), then=self.close)
 
     # --- Tape -------------------------------------------------------------------------------------------------
 

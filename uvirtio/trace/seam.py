@@ -87,6 +87,7 @@ class _Watched:
             self.removal = WatchedEvent(tape, "removal", getattr(inner, "removal", None))
         self._spaces: list[WatchedDma] = []
         self._closed = False
+        self.undivided = inner is None or bool(getattr(inner, "undivided", False))
 
     def call(self, name: str, *args: Any, fits: Fits = nothing) -> Any:
         """Call a method of the object that has only plain arguments and results."""

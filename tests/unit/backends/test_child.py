@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,30 @@ def test_no_room_for_a_thread_or_a_process_is_a_limit(monkeypatch: pytest.Monkey
     with pytest.raises(LimitReached, match="too many threads and processes"):
         ChildProcess("/bin/sleep", ["60"], [], timeout=10)
     assert open_descriptors() == before
+
+
+def test_what_is_dropped_in_the_keeper_thread_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python collects garbage in whatever thread allocates: a device of this very program may be in it."""
+    inside, left = threading.Event(), list[object]()
+    ring = os.eventfd(0)
+    other = os.eventfd(0)
+
+    def as_garbage(status: int) -> int:
+        if threading.get_ident() == child._keeper:  # with the lock held
+            inside.set()
+            child.unwatch(ring)
+            os.close(ring)
+            child.close()
+            left.append(child._closed)
+        return 0
+
+    child = ChildProcess("/bin/sleep", ["60"], [], timeout=10)
+    child.watch(other)
+    child.watch(ring)
+    monkeypatch.setattr(os, "waitstatus_to_exitcode", as_garbage)
+    before = time.monotonic()
+    os.kill(child.pid, signal.SIGKILL)
+    assert inside.wait(10) and child._ended.wait(10)
+    assert left == [True] and child.exited and os.eventfd_read(other) == 1
+    assert time.monotonic() - before < 5
+    os.close(other)

@@ -193,8 +193,8 @@ def test_a_refused_iommu_says_how_interrupts_are_isolated(machine: str):
         def ioctl(self, fd: int, request: int, argument: object) -> int:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    container = object.__new__(Container)
-    container._fd, container._kernel = 3, Refusing()  # type: ignore[assignment]
+    container = Container(3, Path("/dev/vfio/vfio"), Refusing())  # type: ignore[arg-type]
     with pytest.raises(UvirtioError) as caught:
         container.set_iommu(1)
+    container._fd = -1
     assert caught.value.remedy == remedies.isolated_interrupts(machine)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
 from uvirtio.backends.qemu.memory import QemuDma
@@ -10,6 +12,7 @@ from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.supply import memory_of
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
 from uvirtio.interfaces.values import BarInfo
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.spec import pci as spec
 from uvirtio.typed import TYPE_CHECKING
 
@@ -43,7 +46,9 @@ class QemuPciFunction(OtherSideOf):
         self.has_intx = access.line is not None
         self.description = f"qemu {machine.name}, no guest, process {machine.pid}"
         self._access = access
-        self._owns_machine = False
+        self.undivided = False
+        """Its machine is its own, and ends with it."""
+
         self._vectors: list[int] = []
         self._events: list[MessageEvent | LineEvent] = []
         access.assign_bars()
@@ -87,7 +92,7 @@ class QemuPciFunction(OtherSideOf):
 
     def own_machine(self) -> None:
         """End the machine together with this function."""
-        self._owns_machine = True
+        self.undivided, self._owner = True, os.getpid()
 
     @property
     def msix_vectors(self) -> int:
@@ -277,7 +282,7 @@ class QemuPciFunction(OtherSideOf):
         if self._closed:
             return
         try:
-            if not self._owns_machine:  # else QEMU ends with it, below
+            if not self.undivided:  # else QEMU ends with it, below
                 self.disable_interrupts()
                 self.bus_master(False)
         except (DeviceGone, DeviceTimeout, Closed):
@@ -289,7 +294,7 @@ class QemuPciFunction(OtherSideOf):
             event.close()
         if self.id in self.machine.qmp_client.deleted:
             self._access.release_bars()
-        if self._owns_machine:
+        if self.undivided:
             self.machine.close()
 
     def __repr__(self) -> str:
@@ -300,6 +305,10 @@ class QemuPciFunction(OtherSideOf):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "undivided", False) and not self._closed and os.getpid() == self._owner:
+            warn_unclosed(self, then=self.close)
 
     def _check(self) -> None:
         if self._closed:

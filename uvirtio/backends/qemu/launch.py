@@ -154,6 +154,7 @@ class Launch:
                 disposable=not (self._to_leave_in_order or arguments or qmp_path),
             )
             own(self.process.close)
+            self.process.belongings = self.resources  # or a machine that is dropped could not end QEMU in order
 
     def map_memory(self) -> GuestMemory:
         """Map guest memory, which ends with this object; called once."""

@@ -33,6 +33,7 @@ from uvirtio.errors import (
 from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 from uvirtio.memory.forks import StaysHere, check_process
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from uvirtio.backends.qemu.pci import Bridge
     from uvirtio.backends.qemu.peer import Peer
     from uvirtio.backends.qemu.vtd import Vtd
+    from uvirtio.memory.unclosed import Closable
 
     QemuFunction = QemuPciFunction | QemuMmioWindow
 
@@ -131,7 +133,7 @@ class Machine(StaysHere):
         """One for each device: those of ``devices`` in their order, then those plugged in."""
 
         self._unplugged: list[QemuFunction] = []
-        self._opened: dict[str, object] = {}
+        self._opened: dict[str, Closable] = {}
         """The Device that was made of a function last, by its id; ``uvirtio.qemu`` sets it."""
 
         self._closing = False
@@ -481,6 +483,17 @@ class Machine(StaysHere):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_closing", True) or os.getpid() != self._owner:
+            return
+        if not any(function.undivided for function in self.functions):  # else it is the function's
+            warn_unclosed(self, then=self._dropped)
+
+    def _dropped(self) -> None:
+        self.close()
+        for device in self._opened.values():  # nobody else has them, or the machine would still be there
+            device.close()
 
 
 def _with_ids(buses: list[dict[str, Any]]) -> dict[str, int]:

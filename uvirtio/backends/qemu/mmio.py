@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import MemoryRegisters
 from uvirtio.backends.qemu.supply import memory_of
 from uvirtio.errors import Closed, QemuFailed
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.spec import mmio as spec
 
 if TYPE_CHECKING:
@@ -74,7 +76,9 @@ class QemuMmioWindow(OtherSideOf):
 
         self.description = f"qemu {machine.name}, no guest, window {self.base:#x}, process {machine.pid}"
         self._event: LineEvent | None = None
-        self._owns_machine = False
+        self.undivided = False
+        """Its machine is its own, and ends with it."""
+
         self.reopen()
 
     @property
@@ -95,7 +99,7 @@ class QemuMmioWindow(OtherSideOf):
 
     def own_machine(self) -> None:
         """End the machine together with this window."""
-        self._owns_machine = True
+        self.undivided, self._owner = True, os.getpid()
 
     def enable_interrupt(self) -> Event | None:
         """Enable the transport's interrupt line; replaces what was enabled before.
@@ -163,7 +167,7 @@ class QemuMmioWindow(OtherSideOf):
         self._closed = True
         self.registers.close()
         self._removal.close()
-        if self._owns_machine:
+        if self.undivided:
             self.machine.close()
 
     def __repr__(self) -> str:
@@ -174,6 +178,10 @@ class QemuMmioWindow(OtherSideOf):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "undivided", False) and not self._closed and os.getpid() == self._owner:
+            warn_unclosed(self, then=self.close)
 
     def _check(self) -> None:
         if self._closed:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from uvirtio.backends.bars import bar_of
 from uvirtio.backends.capability_list import capabilities
-from uvirtio.backends.pci_function import bar_of
 from uvirtio.backends.qemu.config_space import ConfigPorts, config_space
 from uvirtio.backends.qemu.models import PciBus
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest

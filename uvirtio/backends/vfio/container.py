@@ -48,6 +48,7 @@ from uvirtio.host import process, remedies
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel, failed, named
+from uvirtio.memory.unclosed import warn_unclosed
 
 IOMMU_NAMES = {VFIO_TYPE1v2_IOMMU: "type1v2", VFIO_TYPE1_IOMMU: "type1", VFIO_NOIOMMU_IOMMU: "no-IOMMU"}
 
@@ -85,10 +86,10 @@ class Container:
             kernel: The system calls; replaced in tests.
             roots: Where /dev and /proc are.
         """
+        self.path = path
         self._fd = fd
         self._kernel = kernel or Kernel()
         self._roots = roots or Roots()
-        self.path = path
         self.iommu_type: int | None = None
         """VFIO_TYPE1v2_IOMMU or VFIO_TYPE1_IOMMU once set."""
 
@@ -269,6 +270,10 @@ class Container:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warn_unclosed(self, str(self.path))
 
 
 def map_error(roots: Roots, error: OSError, iova: int, size: int) -> UvirtioError:

@@ -46,6 +46,7 @@ from uvirtio.errors import Closed, DeviceGone, Misuse, OperationFailed
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+from uvirtio.memory.unclosed import warn_unclosed
 
 _RESET_PAUSE = 0.01
 
@@ -129,9 +130,9 @@ class Device:
             name: The device's address, for errors.
             kernel: The system calls; replaced in tests.
         """
+        self.name = name
         self._fd = fd
         self._kernel = kernel or Kernel()
-        self.name = name
 
     @property
     def fd(self) -> int:
@@ -406,3 +407,7 @@ class Device:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warn_unclosed(self, self.name)

@@ -35,6 +35,7 @@ from uvirtio.host.drivers import PCI_STUB, is_vfio, pci_driver
 from uvirtio.host.process import Holder, holders_of_any
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, named
+from uvirtio.memory.unclosed import warn_unclosed
 
 BRIDGE_DRIVERS = frozenset({"pcieport", PCI_STUB})
 """Drivers that may be bound to members of a group: they do no DMA of their own (vfio.rst, "viable")."""
@@ -107,12 +108,12 @@ class Group:
             roots: Where /sys and /proc are.
             kernel: The system calls; replaced in tests.
         """
+        self.path = path
         self._fd = fd
         self._kernel = kernel or Kernel()
         self._roots = roots
         self._contained = False
         self.number = number
-        self.path = path
 
     @classmethod
     def open(
@@ -267,6 +268,10 @@ class Group:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warn_unclosed(self, str(self.path))
 
 
 def require_vf_token_taker(address: str, roots: Roots) -> None:

@@ -20,6 +20,7 @@ from uvirtio.host import privilege, sysfs
 from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, named
+from uvirtio.memory.unclosed import warn_unclosed
 
 _IOMMUFD_TYPE = ord(";") << 8
 
@@ -154,10 +155,10 @@ class Ioas:
             kernel: The system calls; replaced in tests.
             roots: Where /proc is.
         """
+        self.id = ioas_id
         self._fd = fd
         self._kernel = kernel
         self._roots = roots
-        self.id = ioas_id
 
     @classmethod
     def open(cls, roots: Roots, *, kernel: Kernel | None = None) -> Ioas:
@@ -287,6 +288,10 @@ class Ioas:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warn_unclosed(self, str(self.id))
 
 
 def open_cdev(

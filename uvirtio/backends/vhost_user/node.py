@@ -38,6 +38,7 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.host.roots import Roots
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.spec import blk
 from uvirtio.spec import features as f
 from uvirtio.spec.status import Status
@@ -121,6 +122,7 @@ class VhostUserNode:
 
     bus: Literal["vhost-user"] = "vhost-user"
     calls: int | None = None
+    undivided = True
 
     def __init__(
         self,
@@ -630,3 +632,7 @@ class VhostUserNode:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warn_unclosed(self, self.address, then=self.close)

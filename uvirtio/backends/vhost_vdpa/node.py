@@ -36,6 +36,7 @@ from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import GONE, Kernel, failed, gone_or_failed, named
 from uvirtio.memory.iova import IovaAllocator
+from uvirtio.memory.unclosed import warn_unclosed
 
 ENOTSUPP = 524
 """An error number of the kernel (<linux/errno.h>) that vhost-vdpa returns; user space has no name for it."""
@@ -84,13 +85,13 @@ class VhostVdpaNode:
             roots: Where /dev, /sys and /proc are.
             kernel: The system calls; replaced in tests.
         """
+        self.address = address
         self._fd = fd
         self._kernel = kernel or Kernel()
         self._roots = roots
         self._spaces: list[VdpaDmaSpace] = []
         self._iova: IovaAllocator | None = None
         self._batching = False
-        self.address = address
         self.name = name
         self.calls = calls_of(name, roots)
         self.kind = kind_of(name, roots)
@@ -477,6 +478,10 @@ class VhostVdpaNode:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warn_unclosed(self, self.address)
 
 
 def _usable(whole: tuple[int, int]) -> list[tuple[int, int]]:

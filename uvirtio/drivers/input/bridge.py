@@ -29,6 +29,7 @@ from uvirtio.errors import Closed, ModuleLack, NotSupported, OperationFailed, Pe
 from uvirtio.host import privilege
 from uvirtio.host.proc import misc_devices
 from uvirtio.host.roots import Roots
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.spec import input as spec
 
 _NAME_MAX = 79  # bytes; UINPUT_MAX_NAME_SIZE with its NUL
@@ -105,6 +106,7 @@ class UinputClone:
                 os.close(number)  # which removes the device
             raise _refused(node, error) from error
         self._fd: int = self._device.fd
+        self._owner = os.getpid()
         reader = getattr(self._device, "device", None)
         if reader is not None:
             self.path = str(reader.path)
@@ -169,6 +171,11 @@ class UinputClone:
             with suppress(OSError):
                 self._device.close()
 
+    def __del__(self) -> None:
+        # Not in a forked child: the device is the parent's.
+        if getattr(self, "_fd", -1) >= 0 and os.getpid() == getattr(self, "_owner", 0):
+            warn_unclosed(self, self.path, then=self.close)
+
 
 class Feed:
     """Writes frames to a clone, which it owns: only announced events, and nothing stays pressed at the end."""
@@ -189,6 +196,7 @@ class Feed:
         self.ignored = 0
         """Events that the clone does not announce, which were not written (5.8.6.1)."""
         self._state = InputState(max(self.description.slots, 1))
+        self._owner = os.getpid()
         self._closed = False
 
     def put(self, events: Iterable[InputEvent]) -> None:
@@ -258,6 +266,10 @@ class Feed:
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and os.getpid() == self._owner:  # else the keys are the parent's
+            warn_unclosed(self, self.description.name, then=self.close)
 
 
 class Bridge:

@@ -17,6 +17,7 @@ from typing import IO, Self
 
 from uvirtio.host import wake_lock
 from uvirtio.host.roots import Roots
+from uvirtio.memory.unclosed import warn_unclosed
 
 TIMEOUT = 5.0
 """Seconds to wait for logind's lock."""
@@ -105,6 +106,10 @@ class SuspendLock:
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
         self.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_held", False) and self._holder == os.getpid():
+            warn_unclosed(self, self._why, then=self.release)
 
     # --- the two ways ---------------------------------------------------------------------------------------
 

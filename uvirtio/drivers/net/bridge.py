@@ -15,6 +15,7 @@ from typing import Protocol, Self
 from uvirtio.drivers.net.driver import Net
 from uvirtio.errors import BadFrame, ModuleLack, OperationFailed, PermissionLack, UsageError
 from uvirtio.host.limits import SOCKET_PATH_MAX
+from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.spec import net as spec
 
 _TUNSETIFF = 0x400454CA  # <linux/if_tun.h>, _IOW('T', 202, int)
@@ -84,6 +85,10 @@ class _Descriptor:
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warn_unclosed(self, str(self._fd), then=self.close)
 
 
 class Datagrams(_Descriptor):
