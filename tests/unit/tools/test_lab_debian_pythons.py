@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,3 +145,11 @@ def test_all_runs_the_units_on_each_and_one_that_is_not_to_be_had_fails_alone(tm
         for version in ("3.13.1", "3.15.1")
         for part in (1, 2)
     ]
+
+
+def test_the_package_says_that_it_is_for_what_the_tests_run_on():
+    settings = tomllib.loads((TOOLS.parent / "pyproject.toml").read_text())["project"]
+    said = [text.rpartition(" ")[2] for text in settings["classifiers"] if ":: Python :: 3." in text]
+    oldest = ".".join(map(str, pythons.OLDEST))
+    assert said[0] == oldest and settings["requires-python"] == f">={oldest}"
+    assert said[-1] == debian_pythons.names()[-1] and set(debian_pythons.names()) <= set(said)
