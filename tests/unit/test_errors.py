@@ -182,6 +182,7 @@ INNOCENT = frozenset({
     "process.mount_namespace",
     "sysfs.read",
     "unescape",
+    "forks.unwarned",  # of module warnings
     "wake_lock.take",
     "wake_lock.drop",
     "query",  # ioctls: OSError, or OperationFailed

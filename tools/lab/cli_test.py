@@ -20,13 +20,13 @@ from lab import (
     cli_fleet,
     daemons,
     debian,
+    debian_pythons,
     fleet,
     kernels,
     lanes,
     machines,
     modules,
     process,
-    pythons,
     qemus,
     quick,
     roots,
@@ -65,7 +65,7 @@ examples:
   tools/test tests/vm/test_mem.py             in the lab VM, on each machine that has this file
   tools/test --unit -k "queue and not reset"  a part of a floor
   tools/test --spec PCI-COM-01                what proves this requirement
-  tools/test --python 3.14t                   the unit floor with another interpreter
+  tools/test --python 3.14                    the unit floor with another interpreter
 """
 
 
@@ -112,7 +112,8 @@ def parser() -> argparse.ArgumentParser:
         "--python",
         metavar="V",
         help="floor 1 (or --qemu, or PATHs of these) with this interpreter, in an environment of its own: 3.13,"
-        " 3.14t (free-threaded), python3.12 or a path",
+        " 3.14t (free-threaded), python3.12 or a path; one that is not on this machine is fetched, if it is of"
+        f" {', '.join(debian_pythons.names())}",
     )
     top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, --quick 3; on one core 1)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
@@ -132,7 +133,9 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     begin = time.monotonic()
     floors = _floors(options)
-    interpreter = pythons.find(options.python) if options.python else None
+    interpreter = None
+    if options.python:
+        interpreter = debian_pythons.find(options.python, accept_expired=options.accept_expired)
     setup.packages(_packages(floors) | (setup.FOR_FLEET if options.all else {}))
     reports = _reports_folder()
     runner = Runner(
@@ -192,6 +195,8 @@ def main(arguments: list[str]) -> int:
     if floors.get("unit") == _whole("unit") and interpreter is None and not (options.expression or options.spec):
         steps += _unprivileged(runner)
         steps += _fuzz(runner, quick.FUZZ if options.quick else _FUZZ)
+        if options.all:
+            steps += _newer_pythons(runner, accept_expired=options.accept_expired)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _mutate(runner)
         booted = [
@@ -200,7 +205,7 @@ def main(arguments: list[str]) -> int:
             *booted,
         ]
     elif floors.get("vm") == _whole("vm"):
-        left_out += ["mutate", "fleet", "plugin"]
+        left_out += ["mutate", "fleet", "plugin", *(f"unit {version}" for version in debian_pythons.names())]
         left_out += [f"races after {_RACES[False]} s"]
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
@@ -388,7 +393,20 @@ def _unit_parts(runner: Runner, *, brief: bool = False) -> Iterator[tuple[str, S
         name = f"unit {number} of {count}"
         arguments = [*(quick.options("unit") if brief else []), *map(str, files)]
         env = quick.ENVIRONMENT if brief else None
-        yield name, functools.partial(runner.pytest, name, arguments, _wrapper("unit"), env=env)
+        step = functools.partial(runner.pytest, name, arguments, _wrapper("unit"), env=env)
+        yield f"{name} {runner.python}".rstrip(), step
+
+
+def _newer_pythons(runner: Runner, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:
+    """The unit floor, but for the wake-ups, with each interpreter of other Debian releases."""
+    for version in debian_pythons.names():
+        try:
+            interpreter = debian_pythons.get(version, accept_expired=accept_expired)
+            other = replace(runner, venv=setup.venv(interpreter), python=str(interpreter))
+        except LabError as error:
+            yield f"unit {version}", _failing(f"unit {version}", _unless_usage(error))
+        else:
+            yield from _unit_parts(other)
 
 
 def _qemu_floor(

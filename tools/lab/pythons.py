@@ -1,4 +1,7 @@
-"""Other interpreters than the distribution's own, for ``tools/test --python``: found and asked, never fetched."""
+"""Other interpreters than the distribution's own, for ``tools/test --python``: found and asked, never fetched.
+
+What fetches some is debian_pythons.py.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,10 @@ print(json.dumps([platform.python_implementation(), list(sys.version_info[:3]), 
 """
 
 
+class NotHere(LabError):
+    """This machine has no interpreter of that version, or name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Interpreter:
     """One that answers."""
@@ -38,7 +45,7 @@ class Interpreter:
 def find(wanted: str) -> Interpreter:
     """``wanted``: a version (3.13; 3.14t for free threads), a program's name (python3.13), or a path.
 
-    A version is looked for in PATH, then where pyenv and uv keep theirs. Raises LabError.
+    A version is looked for in PATH, then where pyenv and uv keep theirs. Raises LabError; NotHere: there is none.
     """
     if "/" in wanted:
         found = _ask(Path(wanted))
@@ -53,7 +60,7 @@ def find(wanted: str) -> Interpreter:
             continue
         if version is None or _is(found, version[1], free=bool(version[2])):
             return _supported(found, wanted)
-    raise LabError(
+    raise NotHere(
         f"--python {wanted}: there is no {name} in PATH, nor where pyenv and uv keep theirs{_remedy()}", 2
     )
 

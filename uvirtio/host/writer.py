@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from uvirtio.errors import Blocked, ModuleLack
-from uvirtio.host import modules
+from uvirtio.host import forks, modules
 from uvirtio.host.roots import Roots
 
 
@@ -83,9 +83,10 @@ class ChildWriter:
 
     def write(self, path: Path, text: str, timeout: float) -> None:
         """Write ``text`` to a sysfs file in one write(2), in a child process."""
-        child = os.fork()
-        if child == 0:
-            _write_and_exit(path, text)
+        with forks.unwarned():
+            child = os.fork()
+            if child == 0:
+                _write_and_exit(path, text)
         handle = os.pidfd_open(child)
         try:
             code = self._wait(child, handle, timeout)

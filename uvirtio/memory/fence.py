@@ -41,7 +41,7 @@ def lock_fence() -> Fence:
     return fence
 
 
-_PEEK_LOCKS = ((3, 11), (3, 12), (3, 13))
+_PEEK_LOCKS = ((3, 11), (3, 12), (3, 13), (3, 14), (3, 15))
 """The versions of CPython whose ``peek`` was seen to execute locked instructions; any other gets a lock."""
 
 

@@ -195,7 +195,7 @@ def test_an_interpreter_that_was_not_looked_at_gets_a_lock(monkeypatch: pytest.M
     for version, chosen in (
         ((3, 11, 2), "peek"),
         ((3, 13, 0), "peek"),
-        ((3, 14, 0), "lock"),
+        ((3, 15, 2), "peek"),
         ((3, 20, 1), "lock"),
     ):
         monkeypatch.setattr(sys, "version_info", version)

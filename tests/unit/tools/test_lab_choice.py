@@ -25,6 +25,8 @@ def noted(monkeypatch, tmp_path):
     ran = []
 
     class Noting:
+        python = ""
+
         def __init__(self, *of): ...
 
         def pytest(self, name, arguments, wrapper, *, qemu=None, programs=None, env=None):
@@ -356,7 +358,7 @@ def test_an_interpreter_is_found_by_its_version(interpreters, wanted, which):
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ("3.15", r"no python3\.15 in PATH, nor where pyenv and uv keep theirs"),
+        ("3.99", r"no python3\.99 in PATH, nor where pyenv and uv keep theirs"),
         ("3.12t", r"no python3\.12t in PATH"),
         ("3.9", r"is CPython 3\.9\.2; CPython 3\.11 or later is needed"),
         ("pypy3", r"is PyPy 3\.11\.9; CPython"),

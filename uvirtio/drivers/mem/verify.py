@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from uvirtio.drivers.mem.region import Region
 from uvirtio.errors import OperationFailed, UvirtioError
-from uvirtio.host import limits
+from uvirtio.host import forks, limits
 from uvirtio.spec.page import VIRTIO_PAGE
 
 _WORD = 8
@@ -115,7 +115,11 @@ def _in_child(region: Region, numbers: Sequence[int], act: Pass, timeout: float)
     try:
         ours, theirs = os.pipe()
         try:
-            child = os.fork()
+            with forks.unwarned():
+                child = os.fork()
+                if child == 0:
+                    os.close(ours)
+                    _look(region, numbers, act, theirs)
         except (OSError, RuntimeError):
             os.close(ours)
             os.close(theirs)
@@ -131,9 +135,6 @@ def _in_child(region: Region, numbers: Sequence[int], act: Pass, timeout: float)
             seen=errno.errorcode.get(error.errno or 0, str(error)),
             expected="fork(2) and pipe(2)",
         ) from error
-    if child == 0:
-        os.close(ours)
-        _look(region, numbers, act, theirs)
     os.close(theirs)
     try:
         seen, late = _told(ours, timeout)
