@@ -9,7 +9,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache as once
 from pathlib import Path
 
@@ -29,6 +29,8 @@ DEPTH, CHUNK = 32, 16
 BLOCKS = 1024
 PATIENCE = 100e-6
 """Seconds for which both sides look before they sleep."""
+PIECES = 8
+"""Pieces of a run of two ways in turn: in half of them the two sides have changed processors."""
 CONTENT = [number.to_bytes(8, "little") * 512 for number in range(BLOCKS)]
 
 
@@ -135,6 +137,47 @@ def keep_busy(burst: Burst | ScsiBurst, pid: int, blocks: list[int]) -> tuple[fl
     return done / took, used[0] / done, used[1] / done
 
 
+def in_turn(count: int) -> Callable[[], tuple[tuple[float, float, float], float]]:
+    """(What ``burst_rate`` returns, IOPS of flat code), 32 out: by turns, a piece of each.
+
+    A virtual machine's processors may differ, each from second to second, by what else the host does on them. So
+    each side has one of its own, in half of the pieces the one and in half the other, and what is compared ran
+    within a few hundredths of a second, at the same places.
+    """
+
+    def work() -> tuple[tuple[float, float, float], float]:
+        share = count // PIECES
+        with _disk(2 * DEPTH) as (machine, blk), _disk(DEPTH) as (plain, other):
+            burst, blocks = blk.burst(SECTORS), random_blocks(share)
+            took, theirs, ours, flatly = 0.0, 0.0, 0.0, 0.0
+            for number in range(PIECES):
+                for way in (0, 1) if number % 2 else (1, 0):
+                    with apart(plain.pid if way else machine.pid, swapped=number >= PIECES // 2):
+                        if way:
+                            flatly += 1 / flat.read(other.device, REQUESTQ, DEPTH, blocks, CONTENT)
+                        else:
+                            rate, cpu, own = keep_busy(burst, machine.pid, blocks)
+                            took, theirs, ours = took + 1 / rate, theirs + cpu, ours + own
+        return (PIECES / took, theirs / PIECES, ours / PIECES), PIECES / flatly
+
+    return work
+
+
+@contextmanager
+def apart(pid: int, *, swapped: bool = False) -> Iterator[None]:
+    """This process on the first processor, the threads of another one on the last; or the other way round."""
+    every = os.sched_getaffinity(0)
+    ours, theirs = (max(every), min(every)) if swapped else (min(every), max(every))
+    try:
+        os.sched_setaffinity(0, {ours})
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):  # one of io_uring's that has ended
+                os.sched_setaffinity(int(thread.name), {theirs})
+        yield
+    finally:
+        os.sched_setaffinity(0, every)
+
+
 def read_rate(count: int) -> Callable[[], float]:
     """IOPS of ``Burst.read``, 32 out."""
 
@@ -148,16 +191,6 @@ def read_rate(count: int) -> Callable[[], float]:
                 if found != content[sector]:
                     raise AssertionError(f"sector {sector} does not hold what it should")
             return count / (time.perf_counter() - begin)
-
-    return work
-
-
-def flat_rate(count: int) -> Callable[[], float]:
-    """IOPS of flat code, 32 out."""
-
-    def work() -> float:
-        with _disk(DEPTH) as (_, blk):
-            return flat.read(blk.device, REQUESTQ, DEPTH, random_blocks(count), CONTENT)
 
     return work
 
@@ -264,8 +297,12 @@ def _echo(there: int, back: int) -> None:
 
 
 def cpu_of(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Seconds that the threads of a process have run, to the nanosecond."""
+    ran = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # one of io_uring's that has ended
+            ran += int((task / "schedstat").read_text().split()[0])
+    return ran / 1e9
 
 
 def run(runs: int, quick: bool) -> Section:
@@ -274,8 +311,8 @@ def run(runs: int, quick: bool) -> Section:
         "disk", f"4 KiB random reads on qemu:, aio={_aio()}, file in the page cache, contents compared."
     )
     count = 320 if quick else 64_000
-    burst, sequence = burst_rate(count), burst_rate(count, in_sequence=True)
-    simple, futures, single = flat_rate(count), futures_rate(count // 8), single_latency(count // 32)
+    both, sequence = in_turn(count), burst_rate(count, in_sequence=True)
+    futures, single = futures_rate(count // 8), single_latency(count // 32)
     generator = read_rate(count)
     fast: list[tuple[float, float, float]] = []
     merged: list[tuple[float, float, float]] = []
@@ -286,8 +323,9 @@ def run(runs: int, quick: bool) -> Section:
     called: list[float] = []
     call = call_latency(count // 32)
     for _ in range(runs):
-        fast.append(burst())
-        floor.append(simple())
+        quick_way, plain = both()
+        fast.append(quick_way)
+        floor.append(plain)
         yielded.append(generator())
         merged.append(sequence())
         slow.append(futures())

@@ -22,7 +22,7 @@ from pathlib import Path
 from lab import blkio, cache
 
 import uvirtio
-from benches.disk import BLOCKS, CONTENT, DEPTH, SECTORS
+from benches.disk import BLOCKS, CONTENT, DEPTH, SECTORS, apart, cpu_of
 from benches.measure import Section
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.blk.burst import Burst
@@ -86,28 +86,9 @@ def _daemon(program: str, kind: str, seconds: float) -> Iterator[Disk]:
 
 
 @contextmanager
-def _apart(pid: int) -> Iterator[None]:
-    """This process and its children on the first processor, another process on the last."""
-    every = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(every)})
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), {max(every)})
-        yield
-    finally:
-        os.sched_setaffinity(0, every)
-
-
-@contextmanager
 def _opened(disk: Disk, depth: int, poll_us: float = 0) -> Iterator[Blk]:
     with uvirtio.open(f"vhost-user:blk:{disk.socket}", poll_us=poll_us) as device, Blk(device, depth=depth) as blk:
         yield blk
-
-
-def _cpu_of(pid: int) -> float:
-    """Seconds that the threads of a process have run, to the nanosecond."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _drawn() -> list[int]:
@@ -264,7 +245,7 @@ def run(runs: int, quick: bool) -> Section:
         section.about += "; no libblkio is here to compare with"
     reads = peers / blkio.READS if peers else None
     for kind in KINDS:
-        with _daemon(program, kind, 0.05 if quick else 0.2) as disk, _apart(disk.pid):
+        with _daemon(program, kind, 0.05 if quick else 0.2) as disk, apart(disk.pid):
             _one_kind(section, kind, disk, reads, runs)
     os.environ["PATH"] = f"{Path(program).parent}:{os.environ.get('PATH', '')}"
     starts = [first_data() for _ in range(runs)]
@@ -298,10 +279,10 @@ def _one_kind(section: Section, kind: str, disk: Disk, reads: Path | None, runs:
     busy: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name in order:
-            before = _cpu_of(disk.pid)
+            before = cpu_of(disk.pid)
             rate = works[name]()
             found[name].append(rate)
-            busy[name].append((_cpu_of(disk.pid) - before) / (rate * disk.seconds + WARM_UP * (name in theirs)))
+            busy[name].append((cpu_of(disk.pid) - before) / (rate * disk.seconds + WARM_UP * (name in theirs)))
     section.add(f"{kind}: load of the machine", [os.getloadavg()[0]], "")
     for name in works:
         section.add(f"{kind}, {name}", found[name], "reads/s")

@@ -16,7 +16,11 @@ from itertools import islice
 from uvirtio.device import Queue
 from uvirtio.drivers.base import Driver
 from uvirtio.errors import BadSize, UsageError
+from uvirtio.typed import TYPE_CHECKING
 from uvirtio.virtqueue.slots import Chain
+
+if TYPE_CHECKING:
+    from typing import Any
 
 LOOK = 256
 """Calls of ``wait`` between two checks for configuration changes and removal."""
@@ -63,6 +67,8 @@ class BaseBurst:
     """By slot: the address, as the device reads it."""
     _data: list[memoryview]
     """By slot: its data."""
+    _copies: list[Callable[[], bytes]]
+    """By slot: what copies its data."""
 
     def __init__(self, driver: Driver, queue: Queue, *, size: int, length: int, count: int, reads: bool) -> None:
         """Take a queue.
@@ -84,12 +90,18 @@ class BaseBurst:
         self._numbers = self.slots * 2
         self._waits = 0
         self._driver, self._device, self._queue = driver, driver.device, queue
-        self._session = driver.session()
+        self._session = driver._session
         self._size, self._length, self._reads = size, length, reads
 
     def _lay(self, chains: Sequence[Chain]) -> None:
         self._slots = self._queue.set_fixed(chains)
         self._queue.ring.want_interrupts(False)
+
+    def _divide(self, data: memoryview) -> None:
+        """Take the memory of the data: that of each slot after that of the one before."""
+        size = self._size
+        self._data = [data[slot * size : (slot + 1) * size] for slot in range(self.count)]
+        self._copies = [view.tobytes for view in self._data]
 
     def _words(self, starts: Sequence[int]) -> array[int]:
         """The addresses, at least one, as the device reads them; all of each request is checked to be there."""
@@ -101,18 +113,18 @@ class BaseBurst:
 
     def content(self, slot: int) -> bytes:
         """Return a copy of the data of a slot: what was read, once its request is complete."""
-        data = self._data
+        copies = self._copies
         try:
-            return data[slot].tobytes()
+            return copies[slot]()
         except ValueError:
             self._check_open()
             raise
 
     def contents(self, slots: Iterable[int]) -> list[bytes]:
         """Return copies of the data of several slots, in their order."""
-        data = self._data
+        copies = self._copies
         try:
-            return [data[slot].tobytes() for slot in slots]
+            return [copies[slot]() for slot in slots]
         except ValueError:
             self._check_open()
             raise
@@ -144,6 +156,35 @@ class BaseBurst:
         """Requests that were posted and are not complete."""
         return self._queue.ring.in_flight
 
+    def _send(self, slots: array[int], starts: Sequence[int]) -> None:
+        """``post``, in a session."""
+        session = self._session
+        if session.made_here[0]:
+            with session.lock:  # what ``with session`` does, without its calls
+                if session.works():
+                    try:
+                        self._post(slots, starts)
+                    except BaseException as error:
+                        session.left_by(error)
+                        raise
+                    return
+        with session:
+            self._post(slots, starts)
+
+    def _come(self, *waiting: Any) -> array[int]:
+        """``wait``, in a session, with its arguments, or ``take`` without any."""
+        session = self._session
+        if session.made_here[0]:
+            with session.lock:
+                if session.works():
+                    try:
+                        return self._wait(*waiting) if waiting else self._take()
+                    except BaseException as error:
+                        session.left_by(error)
+                        raise
+        with session:
+            return self._wait(*waiting) if waiting else self._take()
+
     def _post(self, slots: array[int], starts: Sequence[int], *, show: bool = True) -> None:
         count = len(slots)
         if count != len(starts):
@@ -152,22 +193,20 @@ class BaseBurst:
             return
         words = self._words(starts)
         self._slots.check(slots)
-        first, answers, at = slots[0], self._answers, self._at
-        none = self._none
-        if slots == self._numbers[first : first + count]:  # consecutive, maybe with a wrap at the end
-            fits = min(count, self.count - first)
-            answers[first : first + fits] = none[:fits]
-            if fits == count:
-                at[first : first + fits] = words
-            else:
-                at[first:] = words[:fits]
-                at[: count - fits] = words[fits:]
-                answers[: count - fits] = none[fits:count]
-        else:
+        first, answers, at, none = slots[0], self._answers, self._at, self._none
+        end = first + count
+        if slots != self._numbers[first:end]:
             nothing = none[0]
             for slot, word in zip(slots, words, strict=True):
                 answers[slot] = nothing
                 at[slot] = word
+        elif end <= self.count:  # consecutive
+            answers[first:end] = none[:count]
+            at[first:end] = words
+        else:  # with a wrap at the end
+            fits, over = self.count - first, end - self.count
+            answers[first:], answers[:over] = none[:fits], none[fits:count]
+            at[first:], at[:over] = words[:fits], words[fits:]
         self._queue.submit(slots, show=show)
 
     def _take(self) -> array[int]:
@@ -231,7 +270,7 @@ class BaseBurst:
 
     def _read_all(self, wanted: Iterator[int]) -> Iterator[tuple[int, bytes]]:
         """``read`` with as many in flight as there are slots."""
-        session, data = self._session, self._data
+        session, copies = self._session, self._copies
         where = [0] * self.count
         idle, came = self.slots[:], self.slots[:0]
         try:
@@ -250,7 +289,7 @@ class BaseBurst:
                         return
                 back, came = came[:TURN], came[TURN:]
                 # Copies, so that their slots can be sent again.
-                found = [(where[slot], data[slot].tobytes()) for slot in back]
+                found = [(where[slot], copies[slot]()) for slot in back]
                 idle += back
                 yield from found
         finally:
@@ -259,7 +298,7 @@ class BaseBurst:
     def _read_ahead(self, wanted: Iterator[int], most: int) -> Iterator[tuple[int, bytes]]:
         """``read`` with at most this many in flight; the other slots have been delivered, or are laid already."""
         where = [0] * self.count
-        device, data, session = self._device, self._data, self._session
+        device, copies, session = self._device, self._copies, self._session
         ring, relay = self._queue.ring, self._queue.relay
         idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
         turn, looks = (FEW_OUT, FEW_LOOKS) if most < RELAYED else (RELAYED, LOOKS)
@@ -287,7 +326,7 @@ class BaseBurst:
                         self._await(device.timeout, POLL)
                     back = self._take()
                     behind = ring.in_flight < most
-                found = [(where[slot], data[slot].tobytes()) for slot in back]
+                found = [(where[slot], copies[slot]()) for slot in back]
                 idle += back
                 yield from found
         finally:

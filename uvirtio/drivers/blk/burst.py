@@ -75,7 +75,7 @@ class Burst(BaseBurst):
         assert count <= _TABLE  # as many slots as a queue has entries
         self._answers = statuses.view[:count]
         self._table = statuses.view[:_TABLE]
-        self._data = [data.view[slot * size : (slot + 1) * size] for slot in range(count)]
+        self._divide(data.view)
         words = words64(headers.view, 0, _HEADER_WORDS * count)
         words[0::_HEADER_WORDS] = array("Q", [int(kind)]) * count
         self._headers, self._at = words, words[1::_HEADER_WORDS]
@@ -95,8 +95,7 @@ class Burst(BaseBurst):
             BadSize: A sector is negative.
             UsageError: A slot is in flight, or there are not as many sectors as slots.
         """
-        with self._session:
-            self._post(slots, sectors)
+        self._send(slots, sectors)
 
     def take(self) -> array[int]:
         """Reap complete requests, without waiting.
@@ -110,8 +109,7 @@ class Burst(BaseBurst):
             ProtocolError: A status is invalid, or a request that succeeded is too short.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._session:
-            return self._take()
+        return self._come()
 
     def wait(self, timeout: float | None = None, *, poll: float = POLL) -> array[int]:
         """Wait for complete requests, at least one.
@@ -131,8 +129,7 @@ class Burst(BaseBurst):
             ProtocolError: A status is invalid, or a request that succeeded is too short.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._session:
-            return self._wait(timeout, poll)
+        return self._come(timeout, poll)
 
     def read(self, sectors: Iterable[int], *, out: int | None = None) -> Iterator[tuple[int, bytes]]:
         """Read from many sectors, with as many requests in flight as there are slots, or ``out``.
@@ -169,7 +166,7 @@ class Burst(BaseBurst):
     def _words(self, starts: Sequence[int]) -> array[int]:
         disk, length = self._disk, self._length
         try:
-            words = array("Q", starts)
+            words = starts if type(starts) is array and starts.typecode == "Q" else array("Q", starts)
         except OverflowError:  # no sector of any device
             disk.check_range(min(starts), length)
             disk.check_range(max(starts), length)
@@ -180,7 +177,7 @@ class Burst(BaseBurst):
         return words
 
     def _check(self, back: array[int]) -> None:
-        status = bytes(self._table)
+        status = self._table.tobytes()
         # The low byte of each slot, replaced by its status: as many calls for 32 slots as for one.
         if back.tobytes()[::2].translate(status).strip(_OK):
             slot = next(slot for slot in back if status[slot])

@@ -102,7 +102,7 @@ class Burst(BaseBurst):
             at = slot * shape.stride + shape.request_at
             text = header(lun, requests.tag(), self._command.cdb, cdb_size)
             self._control[at : at + shape.request_size] = text
-        self._data = [data.view[slot * size : (slot + 1) * size] for slot in range(count)]
+        self._divide(data.view)
         step = shape.stride // 8
         self._longs = words64(self._control, 0, step * count)
         self._answers = self._longs[(shape.answer_at + _JUDGED) // 8 :: step]
@@ -125,8 +125,7 @@ class Burst(BaseBurst):
             BadSize: A block is negative.
             UsageError: A slot is in flight, or there are not as many blocks as slots.
         """
-        with self._session:
-            self._post(slots, blocks)
+        self._send(slots, blocks)
 
     def take(self) -> array[int]:
         """Reap complete requests, without waiting.
@@ -140,8 +139,7 @@ class Burst(BaseBurst):
             ProtocolError: An answer is invalid.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._session:
-            return self._take()
+        return self._come()
 
     def wait(self, timeout: float | None = None, *, poll: float = POLL) -> array[int]:
         """Wait for complete requests, at least one.
@@ -161,8 +159,7 @@ class Burst(BaseBurst):
             ProtocolError: An answer is invalid.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._session:
-            return self._wait(timeout, poll)
+        return self._come(timeout, poll)
 
     def read(self, blocks: Iterable[int], *, out: int | None = None) -> Iterator[tuple[int, bytes]]:
         """Read from many blocks, with as many requests in flight as there are slots, or ``out``.
