@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LOOK = 256
-"""Calls of ``wait`` between two checks for configuration changes and removal."""
+"""Calls of ``take`` or ``wait`` between two checks for configuration changes and removal."""
 
 GLANCES = 16
 """Looks at the ring between two looks at the clock."""
@@ -210,6 +210,9 @@ class BaseBurst:
         self._queue.submit(slots, show=show)
 
     def _take(self) -> array[int]:
+        self._waits += 1
+        if not self._waits % LOOK:
+            self._device.service()  # as the wait loop does, which does not run here
         self.returned = back = self._queue.reap_slots()
         if back:
             self._check(back)
@@ -319,9 +322,6 @@ class BaseBurst:
                         self._show(most - ring.in_flight)
                         if not ring.in_flight:
                             return
-                    self._waits += 1
-                    if not self._waits % LOOK:
-                        device.service()
                     if not relay(looks, turn):  # others are sent before what has come is looked at
                         self._await(device.timeout, POLL)
                     back = self._take()

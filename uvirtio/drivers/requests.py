@@ -28,7 +28,7 @@ _GLANCES = 16
 """Looks at the rings between two looks at the clock."""
 
 LOOK = 256
-"""Waits between two checks for configuration changes and removal, which the wait loop makes too."""
+"""Waits between two checks for configuration changes and removal, at most, which the wait loop makes too."""
 
 
 REQUEST_SIZE_MAX = 64 << 20
@@ -243,6 +243,7 @@ class BaseRequestQueues(Generic[Q, R]):
                 return not left
 
             try:
+                self._look_around()
                 if not alone:
                     self._listen()
                 elif not self._skipping:
@@ -256,6 +257,7 @@ class BaseRequestQueues(Generic[Q, R]):
                 raise
 
     def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
+        self._look_around()
         if not ready():
             self._look_then_wait(ready, timeout, what)
 
@@ -269,9 +271,7 @@ class BaseRequestQueues(Generic[Q, R]):
 
     def _look(self, ready: Callable[[], bool], seconds: float) -> bool:
         """Look at the rings for a while, where that has been of use; whether ``ready()``."""
-        self._waits += 1
-        if not self._waits % LOOK:
-            self._device.service()  # as the wait loop does, which does not run while looking is enough
+        self._look_around()
         if not self.looks:
             return False
         if self._skipping:
@@ -292,6 +292,12 @@ class BaseRequestQueues(Generic[Q, R]):
                 break
         self._skip = self._skipping = 0 if found else min(_SKIPPED, 2 * self._skip or 1)
         return False
+
+    def _look_around(self) -> None:
+        """Look now and then at what the wait loop looks at, which does not run where the rings are enough."""
+        self._waits += 1
+        if not self._waits % LOOK:
+            self._device.service()
 
     def _silence(self) -> None:
         """Suppress interrupts: a device that is looked at need not make one, nor the kernel deliver it.

@@ -12,11 +12,13 @@ import pytest
 import uvirtio
 from tests.unit.device.test_interrupted_looks import CtrlC, ended_at
 from tests.unit.drivers.test_blk import driven, fill
-from uvirtio.drivers.blk import Blk
+from uvirtio.drivers import burst, requests
+from uvirtio.drivers.blk import Blk, queues
 from uvirtio.drivers.blk.queues import RequestQueues
 from uvirtio.drivers.blk.request import Slot
 from uvirtio.errors import BadSize, BeyondEnd, Closed, DeviceBroken, DeviceGone, NotSupported, UvirtioError
 from uvirtio.scripted import Disk, ScriptedDevice
+from uvirtio.spec import features as f
 from uvirtio.trace import replayed
 
 
@@ -43,6 +45,79 @@ def test_they_are_in_the_ring_before_any_other_and_before_others_come_back():
         assert [request.result() for request in out if request.sector != 9] == [
             data[at * 512 : at * 512 + 512] for at in range(6)
         ]
+
+
+def test_with_several_queues_they_are_not_shown_either_while_there_are_slots():
+    """Only who has to wait for a slot has the device told of the others."""
+    model = Disk(features=f.mask(f.Blk.MQ), queues=2)
+    with driven(model, vectors=3, queues=2, depth=2) as (_, device, blk):
+        for number in range(4):
+            later(blk, number)
+            assert not any(queue.kicks or queue.ring.published for queue in device.queues.values())
+        later(blk, 4)
+        assert sum(queue.kicks for queue in device.queues.values()) == 2
+        blk.wait()
+
+
+LOOK = 16
+"""Waits between two looks at the other events; 256 take long."""
+
+
+def read_all(blk: Blk, out: int | None) -> None:
+    for _ in blk.burst(1, depth=32).read([0] * (LOOK * 18), out=out):
+        pass
+
+
+def post_and_take(blk: Blk) -> None:
+    pair = blk.burst(1, depth=2)
+    for _ in range(LOOK):
+        pair.post(pair.slots, [0, 1])
+        while pair.in_flight:
+            pair.take()
+
+
+def one_by_one(blk: Blk) -> None:
+    for _ in range(LOOK):
+        blk.read(0, 1)
+
+
+def many(blk: Blk) -> None:
+    for _ in range(LOOK):
+        blk.wait(later(blk, 0, 1))
+
+
+def slots(blk: Blk) -> None:
+    """Each has its answer when the next one wants its slot."""
+    for _ in range(LOOK + 1):
+        blk.submit_read(0, 1)
+    blk.wait()
+
+
+WAYS: dict[str, tuple[dict[str, Any], Callable[[Blk], None]]] = {
+    "read": ({}, one_by_one),
+    "several queues": ({"queues": 2}, one_by_one),
+    "wait": ({}, many),
+    "slots": ({"depth": 1}, slots),
+    "burst": ({}, lambda blk: read_all(blk, None)),
+    "burst, few out": ({}, lambda blk: read_all(blk, 2)),
+    "post and take": ({}, post_and_take),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whoever_looks_at_the_rings_alone_still_learns_what_the_host_changes(
+    way: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Such waits do not sleep, so nothing wakes them: now and then one looks at the other events."""
+    options, busy = WAYS[way]
+    for module in (burst, queues, requests):
+        monkeypatch.setattr(module, "LOOK", LOOK)
+    model = Disk(features=f.mask(f.Blk.MQ), queues=2)
+    with driven(model, vectors=3, **options) as (_, device, blk):
+        device.service()
+        model.grow(4096)
+        busy(blk)
+        assert device.counters.config_changes == 1 and blk.capacity == 4096
 
 
 def test_one_buffer_is_of_one_request_whatever_was_in_it():
