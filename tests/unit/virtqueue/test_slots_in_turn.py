@@ -131,3 +131,51 @@ def test_a_place_that_was_to_get_another_slot_has_the_one_that_is_posted(kind: d
         bench.finish(*chains)
         assert bench.reap() == in_turn
     assert number > 3, "it came nowhere"
+
+
+@contextmanager
+def ended_in_check(number: int) -> Iterator[list[int]]:
+    """Raise CtrlC before the n-th instruction of the functions that check slots."""
+    steps, seen, before = itertools.count(1), list[int](), sys.gettrace()
+
+    def step(frame: FrameType, event: str, _argument: Any) -> Any:
+        if event == "opcode" and next(steps) == number:
+            seen.append(frame.f_lineno)
+            raise CtrlC
+        return step
+
+    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
+        if event != "call" or frame.f_code.co_name not in ("check", "_comes_round"):
+            return None
+        frame.f_trace_opcodes = True
+        return step
+
+    sys.settrace(trace)
+    try:
+        yield seen
+    finally:
+        sys.settrace(before)
+
+
+@fast_kind
+def test_a_check_that_is_interrupted_leaves_no_bytes_of_others(kind: dict[str, Any]):
+    """Between any two steps: what is known of the slots that came last, and of those that are checked, fits."""
+    for number in itertools.count(1):
+        bench = gone_round(kind, 8, 4)  # slot 3 came last
+        with ended_in_check(number) as seen:
+            try:
+                bench.slots.check(array("H", [0, 1]))
+            except CtrlC:
+                assert seen
+        if not seen:
+            break
+        length = len(bench.slots._expected)
+        for slots in ([0, 1], [3], [2, 0]):
+            bench.slots.submit(array("H", slots), show=False)
+            bench.slots.show(len(slots))
+            chains = list(bench.rig.device.pop_all())
+            assert [bench.slot_of(chain) for chain in chains] == slots, f"after it came in line {seen}"
+            bench.finish(*chains)
+            assert bench.reap() == slots
+        assert len(bench.slots._expected) == length, f"after it came in line {seen}"
+    assert number > 20, "it came nowhere"
