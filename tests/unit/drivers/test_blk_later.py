@@ -59,6 +59,31 @@ def test_with_several_queues_they_are_not_shown_either_while_there_are_slots():
         blk.wait()
 
 
+def test_the_eighth_request_of_any_kind_shows_the_others():
+    with driven(Disk(), allow_write=True) as (_, device, blk):
+        ring = device.queues[0].ring
+        for number in range(7):
+            blk.submit_write(number, bytes(512), kick=False)
+            assert ring.published == 0
+        blk.submit_write(7, bytes(512), kick=False)
+        assert ring.published == 8
+
+
+def test_the_configuration_is_read_when_it_changed_and_only_then(monkeypatch: pytest.MonkeyPatch):
+    model = Disk()
+    with driven(model) as (_, device, blk):
+        reads: list[int] = []
+        read = device.transport.read_config
+        monkeypatch.setattr(device.transport, "read_config", lambda *where: (reads.append(1), read(*where))[1])
+        assert blk.config.capacity == 2048 and not reads
+        model.grow(4096)
+        assert blk.config.capacity == 2048 and not reads, "no one has looked at the events yet"
+        device.service()
+        assert blk.config.capacity == 4096 and reads
+        reads.clear()
+        assert blk.config.capacity == 4096 and not reads
+
+
 LOOK = 16
 """Waits between two looks at the other events; 256 take long."""
 

@@ -177,6 +177,9 @@ def test_nothing_comes_of_nothing(kind: dict[str, Any]):
     assert bench.reap() == [] and not bench.slots.submit([]) and bench.slots.out() == []
     bench.post(3)
     assert bench.reap() == [] and bench.slots.out() == [3]
+    bench.slots.submit([4], show=False)
+    bench.rig.device.ask_for_kicks()
+    assert not bench.slots.show(0) and bench.slots.laid == 1
 
 
 @pytest.mark.spec("SPL-28", "PKD-24")
