@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from uvirtio.errors import Blocked, ModuleLack
-from uvirtio.host import modules
+from uvirtio.host import limits, modules
 from uvirtio.host.roots import Roots
 
 
@@ -82,8 +82,15 @@ class ChildWriter:
     """
 
     def write(self, path: Path, text: str, timeout: float) -> None:
-        """Write ``text`` to a sysfs file in one write(2), in a child process."""
-        child = os.fork()
+        """Write ``text`` to a sysfs file in one write(2), in a child process.
+
+        Raises:
+            OSError, Blocked: As of ``Writer``.
+            LimitReached: There can be no child: a limit of processes, of this user or its control group.
+            NotSupported: This is a subinterpreter that may not fork.
+        """
+        with limits.no_task_told(f"{path} cannot be written"):
+            child = os.fork()
         if child == 0:
             _write_and_exit(path, text)
         handle = os.pidfd_open(child)
