@@ -123,6 +123,7 @@ class Books:
                         seen=length,
                         expected=f"1..{most[slot]} bytes" if most[slot] else "a slot of one readable element",
                     )
+                now[slot] = 0  # until it has that one, none is known
                 self._set_length(slot, length)
                 now[slot] = length
 

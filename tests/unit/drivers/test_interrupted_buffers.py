@@ -70,3 +70,30 @@ def test_an_input_device_has_its_buffers_back() -> None:
         if not step.came:
             break
     assert number > 10, "it came at none of the steps"
+
+
+@pytest.mark.fault(92)
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_card_sends_from_all_its_slots(count: int) -> None:
+    """None is lost, and what goes out of each afterwards has its own length, and no header of an earlier one."""
+    steps = within("/uvirtio/virtqueue/", "/uvirtio/device/queue.py", "/uvirtio/drivers/net/transmit.py")
+    for number in itertools.count(1):
+        model = Card()
+        with driven(model, build={"features": offer()}) as (_, _, net):
+            sender = net._transmitters[0]
+            with ended_at_step(number, steps) as step:
+                try:
+                    net.send(frames_of(number, *[90 + at % 3 for at in range(count)]))
+                except CtrlC:
+                    assert step.came
+            net.flush(timeout=1)
+            sender.reap()
+            assert sorted(sender._free) == list(range(sender.count)), step.where
+            del model.sent[:]
+            after = frames_of(1, *[100] * sender.count)
+            net.send(after)
+            net.flush(timeout=1)
+            assert model.sent == after, step.where
+        if not step.came:
+            break
+    assert number > 10, "it came at none of the steps"
