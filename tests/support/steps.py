@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from inspect import CO_GENERATOR
 from types import CodeType, FrameType
 from typing import Any
 
@@ -71,7 +72,8 @@ def ended_at_step(number: int, inside: Callable[[CodeType], bool]) -> Iterator[S
                     step.pass_by(frame, f"after a {how}")
             return follow
 
-        step.pass_by(frame, "entered")
+        if not frame.f_code.co_flags & CO_GENERATOR:  # the end of one that is not read to its end looks the same
+            step.pass_by(frame, "entered")
         return follow
 
     sys.settrace(enter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from uvirtio.errors import Misuse, UvirtioError
 from uvirtio.memory.clock import HostClock
@@ -175,8 +176,9 @@ class Queue(StaysHere):
         count = self.ring.published
         if count == self._noted:
             return
+        now = self._monotonic()
+        self._marks[count] = now
         self._noted = count
-        self._marks[count] = self._monotonic()
         if len(self._marks) > self._marks_most:
             self._marks = self._marks_needed()
             self._marks_most = 2 * len(self._marks) + _MARKS
@@ -357,6 +359,19 @@ class Queue(StaysHere):
         found = slots.reap()
         self.completions += len(found)
         return found
+
+    def post_idle(self) -> None:
+        """Submit all slots that are not with the device: where it has all of them but while they are read.
+
+        After an exception of a signal handler's, which may have come in between; what was in them is lost.
+        """
+        fixed = self._slots or self._fixed()
+        with suppress(UvirtioError):  # of a ring that is broken or closed: the caller has an exception already
+            if fixed.laid:
+                self.show(fixed.laid)
+            idle = sorted({*range(fixed.count)}.difference(fixed.out()))
+            if idle:
+                self.submit(idle)
 
     def _fixed(self) -> Slots:
         if self._slots is None:

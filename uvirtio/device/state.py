@@ -44,6 +44,12 @@ class Session:
 
     It keeps nothing between two uses. Each call of a driver enters two or three sessions; a generator would work
     too, at four times the cost.
+
+    What a signal handler raises as ``__exit__`` is entered leaves the lock with its thread, and a deadline:
+    CPython looks for signals at the first instruction of each Python function, which no handler of that
+    function covers, and a ``with`` statement calls its exit outside of all that it protects. Only an exit in
+    C has no such place: that of the lock itself, which is used where it is enough (``lock``). A finaliser
+    would lose the exception.
     """
 
     __slots__ = ("_acquire", "_device", "_driver", "_release", "lock", "made_here")
@@ -131,7 +137,7 @@ class _Timed:
             self._hurried = device._hurry(device._left())
         except BaseException:  # of a signal handler: what is left here would end each later call
             device._limit = getattr(self, "_before", device._limit)
-            self._session.__exit__(None, None, None)
+            self._session._release()
             raise
 
     def __exit__(
@@ -140,10 +146,14 @@ class _Timed:
         device = self._device
         device._limit = self._before  # while the lock is held
         try:
-            self._session.__exit__(kind, error, where)
+            if error is not None:
+                device._left_by(error)
         finally:
-            if device._hurries is not None:
-                device._hurries.hurry(self._hurried)
+            try:
+                self._session._release()
+            finally:
+                if device._hurries is not None:
+                    device._hurries.hurry(self._hurried)
 
 
 class _Queues(dict[int, Queue]):

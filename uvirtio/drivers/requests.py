@@ -324,6 +324,9 @@ class BaseRequestQueues(Generic[Q, R]):
         """
         self.recover()
         with suppress(UvirtioError):  # the exception is what the caller learns
+            self._silent = (
+                True  # all rings ask again: a reap that was ended may not have asked for the next interrupt
+            )
             self._listen()
             self.collect()
 
@@ -358,7 +361,7 @@ class BaseRequestQueues(Generic[Q, R]):
         except UvirtioError:
             raise
         except BaseException:
-            self.recover()
+            self._leave_wait()
             raise
 
     def _gather(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from uvirtio.errors import Blocked, ModuleLack
-from uvirtio.host import forks, modules
+from uvirtio.host import forks, limits, modules
 from uvirtio.host.roots import Roots
 
 
@@ -82,8 +82,14 @@ class ChildWriter:
     """
 
     def write(self, path: Path, text: str, timeout: float) -> None:
-        """Write ``text`` to a sysfs file in one write(2), in a child process."""
-        with forks.unwarned():
+        """Write ``text`` to a sysfs file in one write(2), in a child process.
+
+        Raises:
+            OSError, Blocked: As of ``Writer``.
+            LimitReached: There can be no child: a limit of processes, of this user or its control group.
+            NotSupported: This is a subinterpreter that may not fork.
+        """
+        with limits.no_task_told(f"{path} cannot be written"), forks.unwarned():
             child = os.fork()
             if child == 0:
                 _write_and_exit(path, text)

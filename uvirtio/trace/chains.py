@@ -6,9 +6,12 @@ For people only: a replay finds the same chains by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
+from uvirtio.errors import UvirtioError
 from uvirtio.trace.tape import Tape
+from uvirtio.virtqueue.chain import measure
 
 _SHOWN = 4096
 """Bytes of a chain that are shown; all that the device wrote is in the lines ``memory``."""
@@ -57,8 +60,16 @@ class ChainWatch:
                 self._gone(*chain)
 
     def _send(self, do: Callable[[], Any], readable: Any, writable: Any, cookie: Any) -> None:
-        self._gone(readable, writable, cookie)
+        if self._fits(readable, writable):  # what is refused does not go out
+            self._gone(readable, writable, cookie)
         do()
+
+    def _fits(self, readable: Any, writable: Any) -> bool:
+        """Whether the ring takes a chain now, which is known before the device sees it."""
+        with suppress(UvirtioError):
+            measure(readable, writable, self._ring.size)
+            return self._ring.broken is None and self._ring.free >= self._ring.needs(len(readable) + len(writable))
+        return False
 
     def _gone(self, readable: Any, writable: Any, cookie: Any) -> None:
         self._count += 1
@@ -106,10 +117,11 @@ class ChainWatch:
         return do()
 
     def _submit(self, do: Callable[[], Any], slots: Any, **_: Any) -> None:
-        posted = [int(slot) for slot in slots]
-        for slot in posted:
-            if slot < len(self._fixed):
-                self._gone(*self._fixed[slot], slot)
+        if self._queue.slots is not None:
+            self._queue.slots.check(slots)  # as above
+            for slot in slots:
+                readable, writable = self._fixed[slot]
+                self._gone(readable, writable, int(slot))
         do()
 
     def _reap_slots(self, do: Callable[[], Any]) -> Any:

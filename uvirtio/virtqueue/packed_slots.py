@@ -49,7 +49,7 @@ class PackedSlots(RingBooks):
 
     def __init__(self, ring: PackedQueue, chains: Sequence[Chain]) -> None:
         """Set up the slots of a ring whose ``set_fixed_slots`` accepted the chains."""
-        super().__init__(ring.index, ring.size, 2 * ring.size, ring.slots_published, chains)
+        super().__init__(ring.size, 2 * ring.size, ring.slots_published, chains)
         self._ring = ring
         self._shown = bytearray(DESC_SIZE * self._places)
         self._addresses = [address for address, _ in ring.fixed]
@@ -65,6 +65,9 @@ class PackedSlots(RingBooks):
         self._copies = copiers(ring.bytes, DESC_SIZE)
         self._few = len(self._copies)
         self._hint = 1
+
+    def _number(self) -> int:
+        return self._ring.index
 
     def numbers(self) -> list[int]:
         """Return the numbers of the chains in flight; see ``Slots``."""
@@ -126,9 +129,13 @@ class PackedSlots(RingBooks):
         ring._next_slot = ring.slots_published = new = first + count
         ring._laid = ring.published = ring.published + count
         self._next = rest
-        if self._came and slots is self._came_as and self._noted == first:  # out again as they are
-            self._came, self._noted = NOBODY, new
         ring._fence()  # 2.8.21.3.1: the flags before the device's event structure is read
+        if self._loose is not None and self._noted == first:  # else the next look brings it up to date
+            if self._came and slots is self._came_as:  # out again as they are
+                self._came, self._noted = NOBODY, new
+            elif not self._came:
+                self._loose.update(slots)  # which can be done again
+                self._noted = new
         wish = ring._theirs[0]
         flags = wish >> 16 & PACKED_EVENT_FLAGS_MASK
         if flags == PACKED_EVENT_DISABLE:
@@ -200,7 +207,7 @@ class PackedSlots(RingBooks):
             else:
                 raw = bytes(ring.bytes[DESC_SIZE * at : DESC_SIZE * (at + fits)])
             if self._loose is not None:
-                found = self._take_loose(_words(raw), here, self._used[here < size])
+                found = self._take_loose(_words(raw), here, self._used[here < size], ring.slots_published, fits)
             elif self._expected.startswith(raw, DESC_SIZE * here):
                 # As in ``_take_back``, without a call.
                 found = self._order[here : here + fits]

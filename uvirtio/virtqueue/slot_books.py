@@ -32,14 +32,15 @@ def room_of(chain: Chain) -> int:
 class Books:
     """The record of idle slots, as far as it is known without reading the ring."""
 
-    def __init__(self, index: int, chains: Sequence[Chain]) -> None:
+    # Beyond 29 attributes an instance finds each of them by a look into its dictionary.
+
+    def __init__(self, chains: Sequence[Chain]) -> None:
         self.count = len(chains)
         self.written = array("I", (min(room_of(chain), 0xFFFF_FFFF) for chain in chains))
-        self._index = index
         self._rooms = [room_of(chain) for chain in chains]
         # The most that the device may read of a slot of one readable element; 0: it is none.
-        self._readable = [0 if writable or len(readable) != 1 else readable[0][1] for readable, writable in chains]
-        self._lengths = list(self._readable)
+        most = [0 if writable or len(readable) != 1 else readable[0][1] for readable, writable in chains]
+        self._lengths = list(most), most
         self._back = NOTHING  # slots that are idle: what was reaped last, if that is remembered, or checked
         self._back_raw = b""  # the used elements of these
         self._next = array("H")
@@ -113,15 +114,16 @@ class Books:
 
     def resize(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
         """Set how many bytes of idle slots the device may read; see ``Slots``."""
-        now, most = self._lengths, self._readable
+        now, most = self._lengths
         for slot, length in zip(slots, lengths, strict=True):
             if now[slot] != length:
                 if not 0 < length <= most[slot]:
                     raise UsageError(
-                        f"queue {self._index} cannot give slot {slot} this length",
+                        f"queue {self._number()} cannot give slot {slot} this length",
                         seen=length,
                         expected=f"1..{most[slot]} bytes" if most[slot] else "a slot of one readable element",
                     )
+                now[slot] = 0  # until it has that one, none is known
                 self._set_length(slot, length)
                 now[slot] = length
 
@@ -129,8 +131,12 @@ class Books:
         """Change the one element of an idle slot."""
         raise NotImplementedError
 
+    def _number(self) -> int:
+        """The index of the queue, for errors."""
+        raise NotImplementedError
+
     def _bad(self, seen: object, expected: str) -> UsageError:
-        return UsageError(f"queue {self._index} cannot post these slots", seen=seen, expected=expected)
+        return UsageError(f"queue {self._number()} cannot post these slots", seen=seen, expected=expected)
 
 
 class RingBooks(Books):
@@ -162,17 +168,16 @@ class RingBooks(Books):
     ID: ClassVar[int]
     """Which 16-bit word has its slot, of the 8 bytes that have that and the length."""
 
-    def __init__(self, index: int, size: int, places: int, first: int, chains: Sequence[Chain]) -> None:
+    def __init__(self, size: int, places: int, first: int, chains: Sequence[Chain]) -> None:
         """Set up the record.
 
         Args:
-            index: The queue, for errors.
             size: Number of entries of the ring.
             places: Number of places until everything repeats.
             first: Number of the first slot that will be posted.
             chains: The chains, in the order of their slots.
         """
-        super().__init__(index, chains)
+        super().__init__(chains)
         self._size = size
         self._places = places
         self._order = array("H", bytes(2 * places))
@@ -240,11 +245,11 @@ class RingBooks(Books):
         """Return the slots in flight, of a ring that is used out of order."""
         loose, end = self._loose, self._shown_ever()
         assert loose is not None
-        if self._came or self._noted != end:
-            more = {*self._posted(self._noted, end)}
-            loose -= self._came
-            loose |= more
-            self._came, self._noted = NOBODY, end
+        # Until the last statement all of this can be done again.
+        loose -= self._came
+        if self._noted != end:
+            loose.update(self._posted(self._noted, end))
+        self._came, self._noted = NOBODY, end
         return loose
 
     def _numbers_of(self, published: int) -> list[int]:
@@ -274,9 +279,9 @@ class RingBooks(Books):
             return found
         loose, end = {*self._all_out()}, self._shown_ever()
         self._loose, self._noted, self._came = loose, end, NOBODY
-        return self._take_loose(elements, here, used)
+        return self._take_loose(elements, here, used, end, count)
 
-    def _take_loose(self, elements: bytes, here: int, used: Sequence[bytes]) -> array[int]:
+    def _take_loose(self, elements: bytes, here: int, used: Sequence[bytes], shown: int, count: int) -> array[int]:
         """Take used elements in any order.
 
         A comparison of sets and one of bytes are the whole check: each slot is in flight, none came twice, and
@@ -286,12 +291,18 @@ class RingBooks(Books):
             elements: A private copy: of each the 8 bytes that have its slot and the length.
             here: The place of the first.
             used: By slot: what is expected of its element.
+            shown: How many slots were shown to the device since the start.
+            count: How many elements.
         """
-        count = len(elements) // 8
-        apart, pack = self._formats.get(count) or self._format(count)
+        try:
+            apart, pack = self._formats[count]
+        except KeyError:
+            apart, pack = self._format(count)
         slots = apart(elements)
         came = set(slots)
-        loose = self._in_flight()
+        loose = self._loose
+        if loose is None or self._came or self._noted != shown:
+            loose = self._in_flight()
         if (
             len(came) == count
             and came <= loose

@@ -69,7 +69,7 @@ class PlainSlots(Books):
             BadChain: A chain breaks a rule of the standard.
             QueueFull: The chains do not fit.
         """
-        super().__init__(ring.index, chains)
+        super().__init__(chains)
         self._ring = ring
         self._chains = [(tuple(readable), tuple(writable)) for readable, writable in chains]
         for readable, writable in self._chains:
@@ -96,6 +96,9 @@ class PlainSlots(Books):
     def _set_length(self, slot: int, length: int) -> None:
         ((address, _),), _ = self._chains[slot]
         self._chains[slot] = (((address, length),), ())
+
+    def _number(self) -> int:
+        return self._ring.index
 
     def numbers(self) -> list[int]:
         """Return the numbers of the chains in flight; see ``Slots``."""

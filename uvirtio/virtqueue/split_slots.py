@@ -36,7 +36,7 @@ class SplitSlots(RingBooks):
 
     def __init__(self, ring: SplitQueue, chains: Sequence[Chain]) -> None:
         """Set up the slots of a ring whose ``set_fixed_slots`` accepted the chains."""
-        super().__init__(ring.index, ring.size, ring.size, ring.published, chains)
+        super().__init__(ring.size, ring.size, ring.published, chains)
         self._used = [_element(slot, written) for slot, written in enumerate(self.written)]
         """By slot: its used element as it came last."""
 
@@ -47,6 +47,9 @@ class SplitSlots(RingBooks):
         self._elements = ring.element_bytes()
         self._copies = copiers(self._elements, self.WIDTH)
         self._few = len(self._copies)
+
+    def _number(self) -> int:
+        return self._ring.index
 
     def numbers(self) -> list[int]:
         """Return the numbers of the chains in flight; see ``Slots``."""
@@ -96,10 +99,14 @@ class SplitSlots(RingBooks):
         if ring._order is not None:
             ring._order()  # 2.7.13.3.1: descriptors and ring before the index
         ring._laid = ring.published = new = first + count
-        if self._came and back is self._came_as and self._noted == first:  # out again as they are
-            self._came, self._noted = NOBODY, new
         avail[_IDX] = new & 0xFFFF
         ring._fence()  # 2.7.13.4.1: the index before the device's event word is read
+        if self._loose is not None and self._noted == first:  # else the next look brings it up to date
+            if self._came and back is self._came_as:  # out again as they are
+                self._came, self._noted = NOBODY, new
+            elif not self._came:
+                self._loose.update(back)  # which can be done again
+                self._noted = new
         if ring._event_idx:
             return (new - ring._used[ring._avail_event] - 1) & 0xFFFF < count  # 2.7.10.1
         return not ring._used[_FLAGS] & USED_F_NO_NOTIFY
@@ -185,53 +192,50 @@ class SplitSlots(RingBooks):
 
     def reap(self) -> array[int]:
         """Return the used slots; see ``Slots``."""
-        try:
-            return self._reap()
-        except BaseException:  # of a signal handler, maybe: the set is made again, of what is posted
-            self._busy = None
-            raise
-
-    def _reap(self) -> array[int]:
         ring, before, count = self._ring, NOTHING, 0
         if ring.dead:
             ring.refuse()
-        while True:
-            reaped = ring.reaped
-            if not count:
-                count = (ring._used[_IDX] - reaped) & 0xFFFF
+        try:
+            while True:
+                reaped = ring.reaped
                 if not count:
-                    return array("H")
-                if count > ring.published - reaped:
-                    ring._bad_index((reaped + count) & 0xFFFF)
-                if ring._order is not None:
-                    ring._order()  # the index before the elements that it announces
-            # A private copy of the used elements is compared with what was expected.
-            at = reaped & self._mask
-            end = at + count
-            if count < self._few and end <= self._size:
-                (raw,) = self._copies[count](self._elements, 8 * at)
-            else:
-                over = max(0, end - self._size)
-                raw = bytes(self._elements[8 * at : 8 * (end - over)]) + bytes(self._elements[: 8 * over])
-            if self._loose is not None:
-                found = self._take_loose(raw, at, self._used)
-            elif self._expected.startswith(raw, 8 * at):
-                # As in ``_take_back``, without a call.
-                found, self._back, self._back_raw = self._order[at:end], self._order[at:end], raw
-                ring.reaped = reaped + count
-            else:
-                found = self._sort_out(raw, at, self._used)
-            if self._busy is not None:
-                self._busy.difference_update(found)
-            if not (ring._event_idx and ring._interrupts):
-                return found
-            if before:
-                found = before + found
-            # Request the next interrupt, and check again: usually nothing was added.
-            count = ring.took(0)
-            if not count:
-                return found
-            before = found
+                    count = (ring._used[_IDX] - reaped) & 0xFFFF
+                    if not count:
+                        return array("H")
+                    if count > ring.published - reaped:
+                        ring._bad_index((reaped + count) & 0xFFFF)
+                    if ring._order is not None:
+                        ring._order()  # the index before the elements that it announces
+                # A private copy of the used elements is compared with what was expected.
+                at = reaped & self._mask
+                end = at + count
+                if count < self._few and end <= self._size:
+                    (raw,) = self._copies[count](self._elements, 8 * at)
+                else:
+                    over = max(0, end - self._size)
+                    raw = bytes(self._elements[8 * at : 8 * (end - over)]) + bytes(self._elements[: 8 * over])
+                if self._loose is not None:
+                    found = self._take_loose(raw, at, self._used, ring.published, count)
+                elif self._expected.startswith(raw, 8 * at):
+                    # As in ``_take_back``, without a call.
+                    found, self._back, self._back_raw = self._order[at:end], self._order[at:end], raw
+                    ring.reaped = reaped + count
+                else:
+                    found = self._sort_out(raw, at, self._used)
+                if self._busy is not None:
+                    self._busy.difference_update(found)
+                if not (ring._event_idx and ring._interrupts):
+                    return found
+                if before:
+                    found = before + found
+                # Request the next interrupt, and check again: usually nothing was added.
+                count = ring.took(0)
+                if not count:
+                    return found
+                before = found
+        except BaseException:  # of a signal handler, maybe: the set is made again, of what is posted
+            self._busy = None
+            raise
 
     def _all_out(self) -> array[int]:
         return self._posted(self._ring.reaped, self._ring.published)

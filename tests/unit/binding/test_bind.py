@@ -28,6 +28,7 @@ from uvirtio.errors import (
     Denied,
     EnvironmentLack,
     InUse,
+    LimitReached,
     ModuleLack,
     NoIommu,
     OperationFailed,
@@ -646,6 +647,18 @@ def test_the_child_writes_and_reports_errno(tmp_path: Path) -> None:
     assert target.read_text() == "0000:03:00.0"
     with pytest.raises(FileNotFoundError):
         writer.write(tmp_path / "none/such", "x", 10)
+
+
+def test_no_room_for_the_child_is_a_limit(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_process() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    fake.pci(RNG, "rng")
+    ops = SysfsOps(fake.roots, ChildWriter(), time.sleep, 10)
+    monkeypatch.setattr(os, "fork", no_process)
+    with pytest.raises(LimitReached, match="driver_override cannot be written: there are too many") as caught:
+        ops.set_override("pci", RNG, "vfio-pci")
+    assert caught.value.code == "UV-ENV-LIMIT" and "ulimit -u" in str(caught.value.remedy)
 
 
 @pytest.mark.fault(95)

@@ -19,6 +19,7 @@ import pytest
 from tests.fakes.ring_rigs import A, Rig, name_of, rigs
 from tests.fakes.slot_rigs import chains
 from tests.support.locks import is_free
+from tests.support.steps import CtrlC, ended_at_step, within
 from tests.unit.device.test_polling import LONG_US, WORDS, Late, posted, started
 from uvirtio import opening
 from uvirtio.device import Queue, QueueSpec
@@ -35,12 +36,9 @@ from uvirtio.interfaces.values import InterruptMode
 from uvirtio.scripted.blk import Disk
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.scsi import ScsiHost
+from uvirtio.spec import features as f
 
 every_word = pytest.mark.parametrize("word", WORDS.values(), ids=WORDS.keys())
-
-
-class CtrlC(BaseException):
-    """What a signal handler of the caller's raises."""
 
 
 def codes(functions: Iterable[Callable[..., Any]]) -> set[CodeType]:
@@ -220,6 +218,40 @@ def test_a_disk_listens_again(calls: str, without: Any, monkeypatch: pytest.Monk
     scripted.assert_left()
 
 
+@pytest.mark.parametrize("without", [(), ("EVENT_IDX",)])
+def test_a_look_of_an_event_loop_asks_for_the_next_interrupt(without: Any) -> None:
+    """``poll`` takes one request and is ended at any step: the interrupt of the other one comes all the same."""
+    model = LateDisk()
+    scripted = ScriptedDevice(model)
+    mode = [InterruptMode.SHARED]
+    steps = within("/uvirtio/virtqueue/", "/uvirtio/drivers/requests.py", "/uvirtio/drivers/blk/")
+    with (
+        opening.identify(scripted.address, scripted, timeout=10, interrupts=mode, without=without) as device,
+        Blk(device) as blk,
+    ):
+        for number in itertools.count(1):
+            out = [blk.submit_read(0, 1), blk.submit_read(1, 1)]
+            later = model.kept.pop()
+            model.release()
+            device.service()
+            with ended_at_step(number, steps) as step:
+                try:
+                    blk.poll()
+                except CtrlC:
+                    assert step.came
+            blk.poll()  # as a caller does before it sleeps
+            assert out[0].done and not out[1].done, step.where
+            model.kept.append(later)
+            model.release()
+            assert device.service(), step.where
+            blk.poll()
+            assert out[1].result(), step.where
+            if not step.came:
+                break
+        assert number > 10, "it came at none of the steps"
+    scripted.assert_left()
+
+
 LUN = Lun(0)
 SUBMITS = {
     "blk": (Disk, Blk, RequestQueues, lambda disk, at: disk.submit_read(at, 1), lambda disk: disk.read(3, 1)),
@@ -268,6 +300,43 @@ def test_no_slot_and_no_request_is_lost_wherever_it_is_interrupted(kind: str, ho
             if not came():
                 break
         assert line > 20, "it came at none of the lines"
+    found.assert_left()
+
+
+@pytest.mark.fault(92)
+@pytest.mark.parametrize("how", ["wait", "poll", "call"])
+@pytest.mark.parametrize("kind", SUBMITS)
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_nor_at_any_step_of_the_rings_below(ring: Any, kind: str, how: str) -> None:
+    """The same with the queue and its ring."""
+    model, driver, _, submit, call = SUBMITS[kind]
+    word = f.mask(f.VERSION_1, f.RING_PACKED) if ring == "packed" else f.mask(f.VERSION_1)
+    found = ScriptedDevice(model(), features=model().features | word)
+    steps = within("/uvirtio/virtqueue/", "/uvirtio/device/queue.py", "/uvirtio/drivers/")
+    with opening.identify(found.address, found, timeout=2, ring=ring) as device, driver(device, depth=4) as disk:
+        (requestq,) = disk._requests._free
+        for number in itertools.count(1):
+            sent: list[Any] = []
+            with ended_at_step(number, steps) as step:
+                try:
+                    if how == "call":
+                        call(disk)
+                    else:
+                        sent += [submit(disk, 0)]
+                        sent += [submit(disk, 1)]
+                        disk.wait(sent) if how == "wait" else disk.poll()
+                except CtrlC:
+                    assert step.came
+            for one in sent:
+                assert one.result(), step.where
+            disk.wait()
+            assert call(disk), step.where
+            assert disk.in_flight == 0
+            assert sorted(map(id, requestq.free)) == sorted(map(id, requestq.slots)), step.where
+            assert not getattr(disk._requests, "_of_lun", {}), step.where
+            if not step.came:
+                break
+        assert number > 20, "it came at none of the steps"
     found.assert_left()
 
 

@@ -838,6 +838,28 @@ def test_a_call_that_is_interrupted_before_its_request_is_added_gives_the_slot_b
         assert blk.read(0, 1) == bytes(512)
 
 
+def test_a_call_that_its_look_did_not_end_is_one_wait():
+    """Every so many waits the configuration is looked at: none counts twice."""
+    with driven(Disk()) as (_, device, blk):
+        requests = blk._requests
+        ring = requests._free[0].queue.ring
+        assert blk.read(0, 1) and requests._waits == 1
+        take = type(ring).take
+        looks = iter([None])
+
+        class Late:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(ring, name)
+
+            def take(self, count: int = 1) -> Any:
+                return next(looks) if count > 1 else take(ring, count)
+
+        requests._free[0].queue.ring = cast(Any, Late())
+        assert blk.read(0, 1) == bytes(512) and requests._waits == 2
+        requests._free[0].queue.ring = ring
+        assert device.broken is None
+
+
 def test_after_polls_in_vain_fewer_calls_poll():
     with driven(Disk()) as (_, device, blk):
         requests, looked, used, call = blk._requests, set(), False, 0

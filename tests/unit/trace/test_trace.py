@@ -12,8 +12,9 @@ import pytest
 
 import uvirtio
 from uvirtio import scripted
+from uvirtio.device import QueueSpec
 from uvirtio.diag import diagnose
-from uvirtio.errors import BadTrace, Diverged, OperationFailed, UvirtioError
+from uvirtio.errors import BadChain, BadTrace, Diverged, OperationFailed, QueueFull, UvirtioError
 from uvirtio.trace import Recorder, Replay, replayed
 
 SHORT, LONG = 0.05, 10.0
@@ -154,6 +155,23 @@ def test_a_diagnosis_is_replayed_with_every_step(address: str, tmp_path: Path):
     record = tmp_path / "run.jsonl"
     first = told(address, record=record)
     assert told(replayed(record)) == first
+
+
+def test_what_a_ring_refuses_did_not_go_out(tmp_path: Path):
+    """``send`` of a chain for which there is no room, or that is none, and ``submit`` of a slot that is out."""
+    record = tmp_path / "run.jsonl"
+    with uvirtio.open("scripted:rng", record=record) as device:
+        device.start(wanted=0, queues=[QueueSpec(0, "requestq", size=2)])
+        queue, block = device.queues[0], device.dma.alloc(4096)
+        ((address, _),) = block.segments(0, 64)
+        for _ in range(2):
+            queue.add((), [(address, 64)], None)
+        for error, chain in ((QueueFull, [(address, 64)]), (BadChain, [(address, 0)]), (BadChain, [])):
+            with pytest.raises(error):
+                queue.send((), chain, None)
+        block.close()
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line["number"] for line in lines if line["op"] == "chain" and line["way"] == "out"] == [1, 2]
 
 
 def test_what_a_driver_does_is_in_the_record(tmp_path: Path):

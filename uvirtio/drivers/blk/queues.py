@@ -238,12 +238,12 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             except BaseException:
                 self._unsent(slot)
                 raise
-            self._waits = waits = self._waits + 1
-            if not waits % LOOK:
-                self._device.service()
             came = live.take(LOOKS) if looking else None
-            if came is not None:
+            if came is not None:  # what ``_look`` does, without its call
                 self._skip = 0
+                self._waits = waits = self._waits + 1
+                if not waits % LOOK:
+                    self._device.service()
             else:  # only now the clock is asked
                 came = self._await_one(live, timeout)
             if requestq.control_view[slot.status_at] == _OK and came[1] == slot.full:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from operator import index
@@ -348,7 +349,13 @@ class Input(Driver):
     def _collect(self) -> None:
         self._status.advance()
         queue = self.device.queues[spec.EVENTQ]
-        slots = queue.reap_slots()
+        try:
+            self._take(queue, queue.reap_slots())
+        except BaseException:
+            queue.post_idle()
+            raise
+
+    def _take(self, queue: Queue, slots: array[int]) -> None:
         if not slots:
             return
         view, written = self._buffers.view, self._slots.written

@@ -122,7 +122,11 @@ class Receiver:
         Raises:
             RingCorruption: The used ring holds what cannot be.
         """
-        return self._wholes(self._queue.reap_slots())
+        try:
+            return self._wholes(self._queue.reap_slots())
+        except BaseException:
+            self._queue.post_idle()
+            raise
 
     def take_frames(self) -> list[bytes]:
         """Take what came as frames without headers: what Receiver.take does, in a hurry.
@@ -132,7 +136,13 @@ class Receiver:
         Raises:
             RingCorruption: The used ring holds what cannot be.
         """
-        back = self._queue.reap_slots()
+        try:
+            return self._in_a_hurry(self._queue.reap_slots())
+        except BaseException:
+            self._queue.post_idle()
+            raise
+
+    def _in_a_hurry(self, back: array[int]) -> list[bytes]:
         if len(back) < _FEW or self._missing:
             return self._careful(back)
         runs = self._runs(back)

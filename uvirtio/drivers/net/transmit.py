@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import repeat
 from operator import setitem
 from typing import Any
@@ -13,7 +14,7 @@ from uvirtio.device import Device, Queue
 from uvirtio.drivers.net.buffers import SLOT_MIN, Buffers, slot_size
 from uvirtio.drivers.net.frame import WHOLE, Frame, FrameData, check_header
 from uvirtio.drivers.net.receive import Layout
-from uvirtio.errors import BadFrame
+from uvirtio.errors import BadFrame, UvirtioError
 from uvirtio.spec import net as spec
 from uvirtio.virtqueue import SgEntry
 
@@ -78,11 +79,27 @@ class Transmitter:
     def reap(self) -> int:
         """Take back what the device has used; return how many slots are free."""
         # 5.1.6.1: the used length is not looked at.
-        if self._fixed:
-            self._free += self._queue.reap_slots()
-        else:
-            self._free.extend(done.cookie for done in self._queue.reap())
+        try:
+            if self._fixed:
+                self._free += self._queue.reap_slots()
+            else:
+                self._free.extend(done.cookie for done in self._queue.reap())
+        except BaseException:
+            self._recover()
+            raise
         return len(self._free)
+
+    def _recover(self) -> None:
+        """Put the books in order after an exception of a signal handler's: by those of the ring.
+
+        A slot that is free may hold anything: its header is written with the next frame, and its length.
+        """
+        if self._fixed:
+            with suppress(UvirtioError):  # of a ring that is broken: the caller has an exception already
+                self._queue.show(self._slots.laid)
+        out = self._slots.out() if self._fixed else self._queue.ring.cookies()
+        self._marked, self._lengths = {*range(self.count)}, [0] * self.count
+        self._free = array("H", sorted({*range(self.count)}.difference(out)))
 
     def check(self, frames: Sequence[FrameData | Frame]) -> None:
         """Check that all frames may be sent, before the first is.
@@ -123,6 +140,14 @@ class Transmitter:
         count = min(len(frames), self.reap())
         if not count:
             return 0
+        try:
+            self._send(frames, count)
+        except BaseException:
+            self._recover()
+            raise
+        return count
+
+    def _send(self, frames: Sequence[FrameData | Frame], count: int) -> None:
         these = frames if count == len(frames) else frames[:count]
         slots, self._free = self._free[:count], self._free[count:]
         lengths = list(map(len, these))
@@ -136,7 +161,6 @@ class Transmitter:
             self._marked.update(slot for slot, one in zip(slots, these, strict=True) if _marks(one))
         self.frames += count
         self.bytes += sum(lengths)
-        return count
 
     def _size(self, slots: array[int], lengths: list[int]) -> None:
         """Give fixed slots the lengths of their frames, where they have others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +96,13 @@ class EventQueue:
         Args:
             heard: Called with each event.
         """
-        slots = self._queue.reap_slots()
+        try:
+            self._take(self._queue.reap_slots(), heard)
+        except BaseException:
+            self._queue.post_idle()
+            raise
+
+    def _take(self, slots: array[int], heard: Callable[[Event], None]) -> None:
         if not slots:
             return
         for slot in slots:
