@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
+from tests.support.descriptors import descriptors, settled
 from uvirtio.backends import child as module
 from uvirtio.backends.child import ChildProcess
 from uvirtio.errors import LimitReached
@@ -28,10 +28,6 @@ def test_a_program_that_a_handler_of_this_process_took_is_closed_as_any_other() 
     assert child.exited
 
 
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_no_room_for_a_thread_or_a_process_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_process(*_: object, **__: object) -> int:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -39,7 +35,7 @@ def test_no_room_for_a_thread_or_a_process_is_a_limit(monkeypatch: pytest.Monkey
     def no_thread(*_: object) -> int:
         raise RuntimeError("can't start new thread")
 
-    before = open_descriptors()
+    before = settled()
     monkeypatch.setattr(os, "posix_spawn", no_process)
     with pytest.raises(LimitReached, match="too many threads and processes") as caught:
         ChildProcess("/bin/sleep", ["60"], [], timeout=10)
@@ -47,4 +43,4 @@ def test_no_room_for_a_thread_or_a_process_is_a_limit(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "start_new_thread", no_thread)
     with pytest.raises(LimitReached, match="too many threads and processes"):
         ChildProcess("/bin/sleep", ["60"], [], timeout=10)
-    assert open_descriptors() == before
+    assert descriptors() == before
