@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.descriptors import descriptors, settled
 from tests.support.polling import readable
 from tests.support.virtio_state import state
 from uvirtio.backends import child
@@ -484,7 +485,7 @@ def test_a_qmp_socket_for_others(tmp_path: Path) -> None:
 
 
 def test_close_leaves_no_process_and_no_descriptor(machine_name: str) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = settled()
     function = open_address(f"qemu:{machine_name}/virtio-rng-pci")
     pid = function.machine.pid
     function.enable_msix(2)
@@ -494,7 +495,7 @@ def test_close_leaves_no_process_and_no_descriptor(machine_name: str) -> None:
     function.close()
     function.machine.close()
     assert not Path(f"/proc/{pid}").exists()
-    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
     with pytest.raises(Closed):
         function.registers(4, 0, 4)
     with pytest.raises(Closed):
@@ -649,7 +650,7 @@ def test_a_killed_parent_leaves_no_qemu(way: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["the keeper's start", "QMP's greeting"])
 def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = settled()
     seen: list[QemuProcess] = []
     start = QemuProcess.__init__
 
@@ -676,7 +677,7 @@ def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert seen[0]._pid is not None
     assert gone(seen[0]._pid)
-    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 def test_a_device_that_qemu_does_not_know_is_quoted() -> None:

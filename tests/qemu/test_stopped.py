@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import uvirtio
+from tests.support.descriptors import descriptors, settled
 from uvirtio import Device
 from uvirtio.errors import (
     Closed,
@@ -189,11 +190,11 @@ def _named(error: LimitReached, limit: int) -> bool:
 
 @pytest.mark.parametrize("more", [0, 4, 20, 40])
 def test_too_few_descriptors_are_named_and_none_is_lost(more: int) -> None:
-    before = sorted(Path("/proc/self/fd").iterdir())
+    before = settled()
     with _few(more) as limit, pytest.raises(LimitReached) as caught, uvirtio.open("qemu:virtio-rng-pci") as device:
         uvirtio.Rng(device)
     assert _named(caught.value, limit)
-    assert len(sorted(Path("/proc/self/fd").iterdir())) == len(before)
+    assert len(descriptors()) == len(before)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_wherever_the_descriptors_end_it_is_named_until_there_are_enough(
     """The last are for the program's start, for doorbells, events and rings: each says it, and leaves none."""
     with uvirtio.open(address) as device:
         driver(device)  # what is opened once in a process is not counted
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = len(settled())
     for more in range(0 if address.startswith("scripted") else 40, 200):
         try:
             with _few(more) as limit, uvirtio.open(address) as device:
@@ -219,21 +220,21 @@ def test_wherever_the_descriptors_end_it_is_named_until_there_are_enough(
             break
         except LimitReached as error:
             assert _named(error, limit)
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
-    assert 0 < more < 199 and len(list(Path("/proc/self/fd").iterdir())) == before
+        assert len(descriptors()) == before
+    assert 0 < more < 199 and len(descriptors()) == before
 
 
 def test_descriptors_that_are_under_way_elsewhere_leave_none_behind() -> None:
     """The kernel counts what a user's processes have sent and not received (unix(7), ETOOMANYREFS)."""
     near, far = socket.socketpair()
     with near, far:
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = len(settled())
         for _ in range(8):  # 253 at most in a message
             socket.send_fds(near, [b"x"], [near.fileno()] * 100)
         with _few(80) as limit, pytest.raises(LimitReached) as caught:
             uvirtio.open("qemu:virtio-rng-pci")
         assert _named(caught.value, limit)
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert len(descriptors()) == before
 
 
 def _held() -> tuple[int, int]:

@@ -24,6 +24,7 @@ import pytest
 import uvirtio
 from tests.bodies import Cell, adopt, blk
 from tests.qemu.test_cli import Command
+from tests.support.descriptors import descriptors, settled
 from uvirtio.drivers.blk import SECTOR_SIZE, Blk
 from uvirtio.errors import DeviceGone, DeviceTimeout, NoSuchDevice, OperationFailed
 from uvirtio.interfaces.values import InterruptMode
@@ -144,11 +145,11 @@ def test_a_device_starts_again_over_one_connection(tmp_path: Path) -> None:
 
 def test_opening_and_closing_leaves_nothing_behind(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
-        before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        before = settled()
         for _ in range(20):
             with uvirtio.open(daemon.address) as device, Blk(device) as disk:
                 disk.read(0, 1)
-        assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+        assert descriptors() == before
 
 
 @pytest.mark.parametrize("mode", [PER_QUEUE, POLLING])

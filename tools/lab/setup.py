@@ -164,7 +164,7 @@ def _build_venv(path: Path, interpreter: Interpreter | None) -> None:
         _do([*install, f"{CHECKOUT}[test,lint,input,docs,tui]"])
         _compile(path / "bin/python", path / "lib", 300)
         return
-    _do([*install, f"{CHECKOUT}[test]"])
+    _do([*install, f"{CHECKOUT}[test,tui]"])
     # The one part that is no pure Python; its wheels come later than an interpreter does.
     done = subprocess.run(
         [*install, f"{CHECKOUT}[input]"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1200

@@ -7,10 +7,10 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.support.descriptors import descriptors, settled
 from uvirtio.backends import child as module
 from uvirtio.backends.child import ChildProcess
 from uvirtio.errors import LimitReached
@@ -30,10 +30,6 @@ def test_a_program_that_a_handler_of_this_process_took_is_closed_as_any_other() 
     assert child.exited
 
 
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_no_room_for_a_thread_or_a_process_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_process(*_: object, **__: object) -> int:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -41,7 +37,7 @@ def test_no_room_for_a_thread_or_a_process_is_a_limit(monkeypatch: pytest.Monkey
     def no_thread(*_: object) -> int:
         raise RuntimeError("can't start new thread")
 
-    before = open_descriptors()
+    before = settled()
     monkeypatch.setattr(os, "posix_spawn", no_process)
     with pytest.raises(LimitReached, match="too many threads and processes") as caught:
         ChildProcess("/bin/sleep", ["60"], [], timeout=10)
@@ -49,7 +45,7 @@ def test_no_room_for_a_thread_or_a_process_is_a_limit(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "start_new_thread", no_thread)
     with pytest.raises(LimitReached, match="too many threads and processes"):
         ChildProcess("/bin/sleep", ["60"], [], timeout=10)
-    assert open_descriptors() == before
+    assert descriptors() == before
 
 
 def test_what_is_dropped_in_the_keeper_thread_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

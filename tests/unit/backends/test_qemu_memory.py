@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.descriptors import descriptors, settled
 from uvirtio.backends.qemu.memory import FIRST, GuestMemory, QemuDma
 from uvirtio.backends.qemu.models import LOONGARCH64, MICROVM, MODELS, Q35, VIRT, Model
 from uvirtio.errors import Closed, Misuse, OperationFailed, QemuFailed
@@ -183,9 +184,9 @@ def test_a_dma_space_ends_its_blocks(memory: GuestMemory) -> None:
 
 
 def test_no_descriptor_is_left() -> None:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = len(settled())
     GuestMemory(32 * MIB).close()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(descriptors()) == before
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40_000), st.integers(0, 100)), max_size=40))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.descriptors import descriptors, settled
 from tests.support.polling import readable
 from uvirtio.backends.qemu.config_space import config_space
 from uvirtio.backends.qemu.events import LineEvent
@@ -496,7 +496,7 @@ def test_take_on_a_dead_qemu_is_device_gone() -> None:
 
 
 def test_no_descriptor_is_left() -> None:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = len(settled())
     with played(lambda line: b"OK\n") as (qtest, _, _):
         LineEvent(qtest, qtest.irq_line(20)).close()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(descriptors()) == before

@@ -16,6 +16,7 @@ import pytest
 import uvirtio
 from tests.fakes import played_vhost_user as played
 from tests.fakes.played_vhost_user import PATTERN
+from tests.support.descriptors import descriptors, settled
 from tests.unit.backends.conftest import Play
 from uvirtio.backends.vhost_user import VhostUserNode, memory, parse, spec
 from uvirtio.backends.vhost_user.spec import ProtocolFeature as P
@@ -54,10 +55,6 @@ def address(tmp_path: Path) -> str:
 def node(tmp_path: Path, device_id: int = 4, timeout: float = 5) -> VhostUserNode:
     path = str(tmp_path / "s")
     return VhostUserNode(path, device_id, address=f"vhost-user:{device_id}:{path}", timeout=timeout)
-
-
-def descriptors() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
 # --- what is right -----------------------------------------------------------------------------------------------
@@ -331,7 +328,7 @@ MALFORMED: dict[str, tuple[dict[R, played.Act], type[UvirtioError]]] = {
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_malformed_conversations_are_typed_errors_and_leak_nothing(play: Play, tmp_path: Path, kind: str) -> None:
     acts, error = MALFORMED[kind]
-    before = descriptors()
+    before = settled()
     back_end = play(acts=acts, config=bytes(60))
     with pytest.raises(error) as caught:
         uvirtio.open(f"vhost-user:blk:{tmp_path / 's'}", timeout=0.3 if error is DeviceTimeout else 10)
@@ -460,7 +457,7 @@ def test_a_back_end_whose_backlog_is_full(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["sh -c 'echo not like this >&2; exit 3' {fd}", "sh -c 'exit 3' {socket}"])
 def test_a_program_that_ends_at_once(command: str) -> None:
-    before = descriptors()
+    before = settled()
     with pytest.raises(OperationFailed) as caught:
         uvirtio.open(f"vhost-user:rng,exec={command}", timeout=5)
     assert "exit code 3" in str(caught.value.seen)

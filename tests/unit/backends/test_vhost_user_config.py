@@ -13,6 +13,7 @@ import pytest
 
 import uvirtio
 from tests.fakes import played_vhost_user as played
+from tests.support.descriptors import descriptors, settled
 from tests.unit.backends.conftest import Play
 from uvirtio.backends.vhost_user import fields, parse, spec
 from uvirtio.backends.vhost_user.peer import Peer
@@ -142,7 +143,7 @@ def test_a_daemon_is_handed_a_connection(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "child.py").write_text(CHILD)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     address = f"vhost-user:rng,exec={sys.executable} {tmp_path / 'child.py'} {{connected}}"
-    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = settled()
     with uvirtio.open(address, timeout=20) as device:
         node: Any = device.transport.backend
         for _ in range(2):  # over the one connection
@@ -155,7 +156,7 @@ def test_a_daemon_is_handed_a_connection(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(DeviceGone, match="serves one connection"):
             Rng(device)
         assert "served" in node._daemon.autopsy()
-    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors() == before
 
 
 # --- who is behind it, and what it says of itself ---------------------------------------------------------------

@@ -16,10 +16,10 @@ import sys
 import time
 import warnings
 from array import array
-from pathlib import Path
 
 import pytest
 
+from tests.support.descriptors import descriptors, settled
 from tests.support.watchpoints import Unavailable, fences
 from uvirtio.errors import NotSupported
 from uvirtio.host import cpu
@@ -178,9 +178,9 @@ def test_each_fence_executes_a_fencing_instruction():
 
 
 def test_a_peek_leaves_no_file_open_and_nothing_to_warn_of():
-    before = sorted(Path("/proc/self/fd").iterdir())
+    before = settled()
     peek = fence.peek_fence()
-    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert descriptors() == before
     assert [peek() for _ in range(3)] == [b"x"] * 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -437,7 +437,7 @@ def test_an_interpreter_for_which_a_wheel_is_missing_goes_without(wheel, tmp_pat
     monkeypatch.setattr(setup.subprocess, "run", run)
     setup._build_venv(tmp_path / "v", pythons.Interpreter(Path("/a/py"), "CPython", (3, 15, 0), True, ""))
     assert ran[0] == f"/a/py -m venv {tmp_path}/v"
-    assert [command.rpartition("[")[2] for command in ran[1:]] == ["test]", "input]"]
+    assert [command.rpartition("[")[2] for command in ran[1:]] == ["test,tui]", "input]"]
     said = "Python 3.15.0t goes without the extra 'input': ERROR: no wheel"
     assert (said in capsys.readouterr().out) is not wheel
 
