@@ -9,8 +9,10 @@ import pytest
 from tests.support.steps import CtrlC, ended_at_step, within
 from tests.unit.drivers.test_net import driven, frames_of, offer
 from uvirtio import opening
+from uvirtio.drivers.balloon import Balloon as BalloonDriver
 from uvirtio.drivers.input import Input as InputDriver
 from uvirtio.errors import UvirtioError
+from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.input import Input
 from uvirtio.scripted.net import Net as Card
 from uvirtio.scripted.pci import ScriptedDevice
@@ -94,6 +96,29 @@ def test_a_card_sends_from_all_its_slots(count: int) -> None:
             net.send(after)
             net.flush(timeout=1)
             assert model.sent == after, step.where
+        if not step.came:
+            break
+    assert number > 10, "it came at none of the steps"
+
+
+@pytest.mark.fault(92)
+def test_a_balloon_knows_which_pages_the_host_has() -> None:
+    """A batch that was reaped, and not returned, is acknowledged; one that was added, and not shown, is sent."""
+    steps = within("/uvirtio/virtqueue/split.py", "/uvirtio/device/queue.py")
+    for number in itertools.count(1):
+        model = Balloon()
+        found = ScriptedDevice(model)
+        with opening.identify(found.address, found, timeout=2) as device, BalloonDriver(device, floor=0) as driver:
+            with ended_at_step(number, steps) as step:
+                try:
+                    driver.inflate(3)
+                    driver.deflate(2, force=True)
+                except CtrlC:
+                    assert step.came
+            driver.inflate(1)
+            assert driver.held == len(model.frames), step.where
+        assert not model.frames
+        found.assert_left()
         if not step.came:
             break
     assert number > 10, "it came at none of the steps"

@@ -64,7 +64,7 @@ class _Batch:
         self.chunk = chunk
         self.held = held
         self.pfns = chunk.pfns[first:end]
-        self.back = False
+        self.added = self.back = False
 
 
 class Balloon(Driver):
@@ -572,6 +572,7 @@ class Balloon(Driver):
                 start = place * _BUFFER
                 self._buffer.view[start : start + len(data)] = data
                 queue.add(runs(self._buffer, start, len(data)), (), batch)
+                batch.added = True
             queue.kick()
         meanwhile()
         with self.session(timeout):
@@ -580,7 +581,7 @@ class Balloon(Driver):
 
     def _acknowledged(self) -> None:
         for batch in self._out:
-            if not batch.back:
+            if not (batch.back or batch.added):  # an exception may have come between the two
                 continue  # interrupted before it was sent
             before = batch.chunk.held
             self._pages.note(batch.chunk, batch.held)
@@ -599,6 +600,7 @@ class Balloon(Driver):
         if not self._out:
             return
         for which in (spec.INFLATEQ, spec.DEFLATEQ):
+            self.device.queues[which].kick()  # they may not have been shown yet
             settle(self.device, self.device.queues[which], timeout=self.device.seconds(None), note=_note)
         self._acknowledged()
 
