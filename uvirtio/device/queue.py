@@ -12,6 +12,7 @@ from uvirtio.memory.clock import HostClock
 from uvirtio.memory.forks import StaysHere
 from uvirtio.typed import TYPE_CHECKING, NamedTuple
 from uvirtio.virtqueue import Completion, SgEntry
+from uvirtio.virtqueue.chain import measure
 
 if TYPE_CHECKING:
     from typing import Any
@@ -101,6 +102,14 @@ class Queue(StaysHere):
             QueueFull: There are not enough free descriptors.
         """
         self.ring.add(readable, writable, cookie)
+
+    def takes(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> bool:
+        """Return whether ``add`` would take a chain now; its parameters are those of ``add``."""
+        ring = self.ring
+        with suppress(UvirtioError):
+            measure(readable, writable, ring.size)
+            return ring.broken is None and ring.free >= ring.needs(len(readable) + len(writable))
+        return False
 
     def add_all(self, chains: list[Any]) -> None:
         """Do what ``add`` does for several chains, which costs less than one by one.

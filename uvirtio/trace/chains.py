@@ -6,12 +6,9 @@ For people only: a replay finds the same chains by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
-from uvirtio.errors import UvirtioError
 from uvirtio.trace.tape import Tape
-from uvirtio.virtqueue.chain import measure
 
 _SHOWN = 4096
 """Bytes of a chain that are shown; all that the device wrote is in the lines ``memory``."""
@@ -60,16 +57,9 @@ class ChainWatch:
                 self._gone(*chain)
 
     def _send(self, do: Callable[[], Any], readable: Any, writable: Any, cookie: Any) -> None:
-        if self._fits(readable, writable):  # what is refused does not go out
+        if self._queue.takes(readable, writable):  # what is refused does not go out
             self._gone(readable, writable, cookie)
         do()
-
-    def _fits(self, readable: Any, writable: Any) -> bool:
-        """Whether the ring takes a chain now, which is known before the device sees it."""
-        with suppress(UvirtioError):
-            measure(readable, writable, self._ring.size)
-            return self._ring.broken is None and self._ring.free >= self._ring.needs(len(readable) + len(writable))
-        return False
 
     def _gone(self, readable: Any, writable: Any, cookie: Any) -> None:
         self._count += 1
