@@ -493,6 +493,23 @@ def test_a_consumer_takes_what_arrives_and_gives_back_what_it_can():
         assert not linux.has and not model.plugged
 
 
+@pytest.mark.parametrize("wants", [False, True])
+def test_a_consumer_that_wants_more_is_asked_again_though_nothing_moved(wants: bool):
+    class Picky(Consumer):
+        asked = 0
+
+        def arrived(self, manager: Manager) -> None:
+            self.asked += 1
+
+        def wants(self) -> bool:
+            return wants
+
+    with driven(Mem(requested=4 * BLOCK, plugged={0, 1, 2, 3})) as (mem, _):
+        picky = Picky()
+        Manager(mem, consumer=picky).follow(timeout=0)
+        assert picky.asked == 1 + wants, "for what was there, and for what could not be taken of it"
+
+
 def test_what_went_down_and_came_up_again_in_one_go_arrives_too():
     class Taker(Consumer):
         def __init__(self) -> None:
