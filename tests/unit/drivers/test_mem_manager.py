@@ -121,6 +121,14 @@ def test_a_whole_unit_goes_in_one_request():
         assert model.requests == [(Request.UNPLUG, at(8), 8), (Request.UNPLUG, at(7), 1)]
 
 
+@pytest.mark.parametrize("part", [{0}, {0, 1, 2}, {1, 3}, {3}])
+def test_a_unit_of_which_blocks_are_missing_is_plugged_in_part(part: set[int]):
+    with driven(Mem(requested=len(part) * BLOCK, plugged=part)) as (mem, _):
+        one, other, *_ = Manager(mem, unit=4 * BLOCK).units()
+        assert (one.plugged, one.state) == (len(part) * BLOCK, "partly")
+        assert (other.plugged, other.state) == (0, "unplugged")
+
+
 def test_big_blocks_come_and_go_whole():
     model = Mem(requested=11 * BLOCK)
     with driven(model) as (mem, _):
