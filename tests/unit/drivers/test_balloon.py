@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.device.test_deadlines import VirtualClock
 from uvirtio import opening, scripted
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon as Driver
@@ -130,6 +131,18 @@ def test_progress_is_told_after_each_chunk(rig: Rig):
     rig.driver.inflate(CHUNK + 520, progress=told.append)
     rig.driver.deflate(CHUNK + 520, progress=told.append)
     assert told == [CHUNK, CHUNK + 520, CHUNK, 0], "what is sent together counts together"
+
+
+def test_a_deflate_that_is_late_ends_behind_a_chunk_and_breaks_nothing():
+    """The time-out is of the whole call, also where each answer comes at once."""
+    clock, scripted_ = VirtualClock(), ScriptedDevice(Balloon())
+    scripted_.clock = clock  # type: ignore[attr-defined]
+    with identify(scripted_) as device, Driver(device) as driver:
+        driver.inflate(CHUNK + 2)
+        with pytest.raises(DeviceTimeout, match=f"after 0.1 s, before all was done: {CHUNK - 8} pages less"):
+            driver.deflate(CHUNK - 6, timeout=SHORT, progress=lambda _: clock.sleep(2 * SHORT))
+        assert driver.held == driver.actual == CHUNK and device.broken is None
+    scripted_.assert_left()
 
 
 def test_the_next_chunk_is_pinned_while_the_host_has_the_last_one(rig: Rig, monkeypatch: pytest.MonkeyPatch):

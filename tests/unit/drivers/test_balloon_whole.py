@@ -792,7 +792,7 @@ def test_the_poison_is_told_once_before_driver_ok_and_fills_what_comes_back():
 
 def test_a_device_that_offers_poison_and_has_no_place_for_it():
     scripted = ScriptedDevice(Balloon(features=POISON, config_length=12))
-    with identify(scripted) as device, pytest.raises(ConfigError):
+    with identify(scripted) as device, pytest.raises(ConfigError, match="has no poison_val"):
         Driver(device, poison=1)
     scripted.assert_left()
 

@@ -11,6 +11,7 @@ from tests.support.locks import is_free
 from tests.unit.drivers.test_blk import driven
 from uvirtio import opening
 from uvirtio.drivers.blk import Blk
+from uvirtio.drivers.requests import LOOK
 from uvirtio.errors import DeviceBroken, DeviceGone, DeviceTimeout
 from uvirtio.scripted.blk import FEATURES, Disk
 from uvirtio.scripted.pci import ScriptedDevice
@@ -26,6 +27,17 @@ def test_a_call_that_finds_its_answer_at_once_ends_the_skipping():
             blk.read(0, 1)
             assert (requests._skip, requests._skipping) == (skip, max(0, requests._skipping))
         assert requests._skipping == 0
+
+
+def test_calls_that_never_wait_see_in_time_what_the_device_has_to_say():
+    """Else a disk that answers at once would keep its size for as long as it is read."""
+    model = Disk()
+    with driven(model) as (_, device, blk):
+        blk.read(0, 1)
+        model.grow(4096)
+        for _ in range(LOOK):
+            blk.read(0, 1)
+        assert device.counters.config_changes == 1
 
 
 @pytest.mark.parametrize("how", ["kick", "status"])

@@ -475,6 +475,25 @@ def test_a_clone_that_was_not_even_opened_is_an_error_of_its_own(evdev: FakeEvde
         UinputClone(ABOUT, roots=roots)
 
 
+def test_a_clone_that_is_half_made_is_undone_also_where_there_was_no_standard_input(
+    evdev: FakeEvdev, roots: Roots, monkeypatch: pytest.MonkeyPatch
+):
+    """The kernel gives the lowest number that is free, which is 0 then."""
+    real, close, closed = evdev.fd, os.close, []
+
+    def note(fd: int) -> None:
+        closed.append(fd)
+        close(fd or real)
+
+    evdev.fd, evdev.fails = 0, OSError(errno.EINVAL, "Invalid argument")
+    with monkeypatch.context() as changed:
+        changed.setattr(os, "close", note)
+        with pytest.raises(OperationFailed):
+            UinputClone(ABOUT, roots=roots)
+    assert closed.count(0) == 1
+    evdev.fd = real
+
+
 @pytest.mark.parametrize(
     ("number", "loaded", "user", "kind", "message", "remedy"),
     [

@@ -181,6 +181,7 @@ def changed(old: str, new: str) -> str:
         changed("- [ 12,      1,   3,   0,    2000]", "- &anchor"),
         changed("  - evdev:\n    - [ 12", "    - [ 12"),
         changed("    codes:\n", "    codes:\n    - 1\n"),
+        changed("    absinfo:\n      0:", "    absinfo:\n    - 0:"),
         FOREIGN + " " * 9000 + "x\n",
         "",
         "version: 1\n",

@@ -121,6 +121,14 @@ def test_a_whole_unit_goes_in_one_request():
         assert model.requests == [(Request.UNPLUG, at(8), 8), (Request.UNPLUG, at(7), 1)]
 
 
+@pytest.mark.parametrize("part", [{0}, {0, 1, 2}, {1, 3}, {3}])
+def test_a_unit_of_which_blocks_are_missing_is_plugged_in_part(part: set[int]):
+    with driven(Mem(requested=len(part) * BLOCK, plugged=part)) as (mem, _):
+        one, other, *_ = Manager(mem, unit=4 * BLOCK).units()
+        assert (one.plugged, one.state) == (len(part) * BLOCK, "partly")
+        assert (other.plugged, other.state) == (0, "unplugged")
+
+
 def test_big_blocks_come_and_go_whole():
     model = Mem(requested=11 * BLOCK)
     with driven(model) as (mem, _):
@@ -491,6 +499,23 @@ def test_a_consumer_takes_what_arrives_and_gives_back_what_it_can():
         linux.stubborn = 0
         manager.follow(timeout=0.05)
         assert not linux.has and not model.plugged
+
+
+@pytest.mark.parametrize("wants", [False, True])
+def test_a_consumer_that_wants_more_is_asked_again_though_nothing_moved(wants: bool):
+    class Picky(Consumer):
+        asked = 0
+
+        def arrived(self, manager: Manager) -> None:
+            self.asked += 1
+
+        def wants(self) -> bool:
+            return wants
+
+    with driven(Mem(requested=4 * BLOCK, plugged={0, 1, 2, 3})) as (mem, _):
+        picky = Picky()
+        Manager(mem, consumer=picky).follow(timeout=0)
+        assert picky.asked == 1 + wants, "for what was there, and for what could not be taken of it"
 
 
 def test_what_went_down_and_came_up_again_in_one_go_arrives_too():

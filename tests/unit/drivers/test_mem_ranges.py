@@ -51,6 +51,7 @@ def test_what_lies_within_and_what_does_not(changes, first, count):
     asked = set(range(first, first + count))
     assert plain_of(ranges.within(first, count)) == plain & asked
     assert plain_of(ranges.gaps(first, count)) == asked - plain
+    assert all(length > 0 for runs in (ranges.within, ranges.gaps) for _, length in runs(first, count))
     assert ranges.count(first, count) == len(plain & asked)
     assert ranges.covers(first, count) == (asked <= plain)
     assert ranges.overlaps(first, count) == bool(asked & plain)
@@ -72,6 +73,7 @@ def test_what_is_no_run_changes_nothing(count):
         ranges.add(9, count)
         ranges.remove(4, count)
         assert (list(ranges), ranges.total, bool(ranges)) == (plain, sum(many for _, many in plain), bool(plain))
+        assert [*ranges.within(4, count), *ranges.gaps(4, count), *ranges.gaps(9, count)] == []
 
 
 def test_a_copy_goes_its_own_way():

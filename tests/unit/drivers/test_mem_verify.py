@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from tests.unit.drivers.test_mem_region import ADDR, BLOCK, SIZE, at, region
 from uvirtio.drivers.mem import verify
-from uvirtio.errors import InUse, NotPlugged, PermissionLack
+from uvirtio.errors import InUse, LimitReached, NotPlugged, NotSupported, OperationFailed, PermissionLack
 from uvirtio.memory.window import FileWindow
 from uvirtio.scripted.mem import JUNK
 
@@ -93,6 +94,42 @@ def test_an_access_that_does_not_return_costs_one_deadline() -> None:
         assert time.monotonic() - begin < 20
     assert [bad.address for bad in found] == [at(1), at(2), at(3)]
     assert [bad.why for bad in found] == ["no answer to an access within 0.3 s", "not looked at", "not looked at"]
+
+
+@pytest.mark.parametrize(
+    ("lack", "error"),
+    [
+        (OSError(errno.EAGAIN, "try again"), LimitReached),
+        (OSError(errno.EPERM, "no"), OperationFailed),
+        (RuntimeError("fork not supported for isolated subinterpreters"), NotSupported),
+        (RuntimeError("it fails otherwise"), RuntimeError),
+    ],
+)
+def test_where_there_can_be_no_child_the_cause_is_told(
+    lack: Exception, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipes: list[int] = []
+    real = os.pipe
+
+    def pipe() -> tuple[int, int]:
+        pipes.extend(real())
+        return pipes[0], pipes[1]
+
+    def fork() -> int:
+        raise lack
+
+    with region() as (mem, it, _):
+        mem.plug(at(0), 1)
+        with monkeypatch.context() as changed:
+            changed.setattr(os, "fork", fork)
+            changed.setattr(os, "pipe", pipe)
+            with pytest.raises(error, match=r"cannot be verified|otherwise") as told:
+                verify(it, [(0, 1)])
+        for end in pipes:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(end)
+        assert told.value is lack or told.value.__cause__ is lack
+        assert mem.block_table.uses == [] and verify(it, [(0, 1)]) == []
 
 
 def test_only_plugged_blocks_that_nothing_uses_are_touched() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.device.test_deadlines import VirtualClock
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.net import Frame, Gso, Header, HeaderFlag, Net, RxMode, mac_of, mac_text
@@ -200,6 +201,24 @@ def test_buffers_that_come_back_in_another_order_bring_their_frames(packed: bool
             assert net.take() == frames
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("swapped", [1, 30], ids=["at the front", "behind the last slot"])
+def test_two_buffers_that_come_back_the_wrong_way_round_bring_their_frames(packed: bool, swapped: int) -> None:
+    """All others are in order, also the first, by which the others are known."""
+    model = Card()
+    model.answers = False
+    with driven(model, build={"features": offer(f.RING_PACKED)} if packed else {}) as (_, _, net):
+        if swapped > 1:
+            assert model.inject(*frames_of(0, *[64] * 40)) == 40
+            net.take()  # 24 slots are left before the last one
+        frames = frames_of(1, *[64] * 40)
+        model.device.fetch(spec.RECEIVEQ)
+        buffers = model.buffers[spec.RECEIVEQ]
+        buffers[swapped], buffers[swapped + 1] = buffers[swapped + 1], buffers[swapped]
+        assert model.inject(*frames) == 40
+        assert net.take() == frames
+
+
 @pytest.mark.spec("NET-08", "NET-09", "NET-07")
 def test_the_mtu_is_kept() -> None:
     model = Card(features=FEATURES & ~f.mask(N.MRG_RXBUF) | f.mask(N.MTU), mtu=9000)
@@ -208,11 +227,12 @@ def test_the_mtu_is_kept() -> None:
         model.inject(*frames_of(1, 9014))
         assert len(net.take()[0]) == 9014
         tagged = bytes(12) + b"\x81\x00" + bytes(9004)
-        net.send_all([bytes(9014), tagged])
+        short = bytes(14)
+        net.send_all([bytes(9014), tagged, short])  # a tag makes each of them be looked at by itself
         for bad in (bytes(9015), tagged + b"x", bytes(13)):
             with pytest.raises(BadFrame):
                 net.send([bytes(60), bad])
-        assert len(model.sent) == 2
+        assert model.sent[1:] == [tagged, short]
     with pytest.raises(ConfigError, match="MTU"), driven(Card(features=offer(N.MTU), mtu=67)):
         pass
 
@@ -495,6 +515,22 @@ def test_nothing_is_sent_while_the_link_is_down() -> None:
         assert net.wait_for_link(timeout=1)
         net.send_all([ASK])
         assert model.sent == [ASK] and net.link
+
+
+def test_who_only_sends_sees_the_link_go_down() -> None:
+    """Within a hundredth of a second: so often it looks for what the device has to say."""
+
+    def made(model: Card, **how: Any) -> ScriptedDevice:
+        device = ScriptedDevice(model, **how)
+        device.clock = clock  # type: ignore[attr-defined]
+        return device
+
+    clock, model = VirtualClock(), Card()
+    with driven(model, scripted=made) as (_, _, net):
+        assert net.send([ASK]) == 1
+        model.set_link(False)
+        clock.sleep(0.01)
+        assert net.send([ASK]) == 0 and model.sent == [ASK]
 
 
 def test_who_does_not_read_is_waited_for_and_breaks_nothing() -> None:

@@ -9,11 +9,20 @@ from math import comb
 
 import pytest
 
+from tests.unit.device.test_deadlines import VirtualClock
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.rng import Rng as Driver
 from uvirtio.drivers.rng.health import MOST, RUN, WINDOW, Health
-from uvirtio.errors import DeviceBroken, NotVirtio, ProtocolError, RingCorruption, RngUnhealthy, UsageError
+from uvirtio.errors import (
+    DeviceBroken,
+    DeviceTimeout,
+    NotVirtio,
+    ProtocolError,
+    RingCorruption,
+    RngUnhealthy,
+    UsageError,
+)
 from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.ring import Chain
@@ -68,6 +77,25 @@ def test_what_was_there_before_is_no_answer():
         assert rng.read(8) == b"\xee" * 8
         model.lazy = True
         assert rng.read(8) == bytes(8)
+
+
+def test_a_read_that_is_late_ends_between_requests_and_breaks_nothing():
+    """The time-out is of the whole call, also where each answer comes in time."""
+
+    class Slow(Rng):
+        def handle(self, queue: int, chain: Chain) -> int | None:
+            clock.now += 0.4
+            return super().handle(queue, chain)
+
+    clock, model = VirtualClock(), Slow(at_most=1)
+    scripted = ScriptedDevice(model)
+    scripted.clock = clock  # type: ignore[attr-defined]
+    with identify(scripted) as device, Driver(device) as rng:
+        assert rng.read(2, timeout=1) == pattern(2)
+        with pytest.raises(DeviceTimeout, match="after 1 s, before all was done: 8 random bytes"):
+            rng.read(8, timeout=1)
+        assert len(model.given) == 2 + 3 and device.broken is None
+    scripted.assert_left()
 
 
 class Empty(Rng):

@@ -117,6 +117,25 @@ def test_a_unit_without_long_commands_and_one_with_a_serial():
         assert scsi.mode(Lun(1, 1)).write_protected and scsi.mode(HD).write_cache
 
 
+def test_a_unit_that_cannot_say_how_large_it_is():
+    """It has more blocks than the short command can tell, and no other."""
+    disk = ScsiDisk(1 << 32, long_commands=False, content=bytearray(512))
+    with driven(ScsiHost(disks={(0, 0): disk})) as (_, scsi):
+        for ask in (lambda: scsi.capacity(HD), lambda: scsi.read(HD, 0, 1)):
+            with pytest.raises(ScsiCheck) as refused:
+                ask()
+            assert refused.value.key == 5, "of the long command, which it does not know"
+        assert scsi.known_capacity(HD) is None
+
+
+def test_a_block_that_does_not_fit_a_request():
+    disks = {(0, number): ScsiDisk(4, size) for number, size in enumerate((1024, 2048))}
+    with driven(ScsiHost(disks=disks), request_size=1024) as (_, scsi):
+        assert scsi.read(HD, 0, 4) == bytes(4096)
+        with pytest.raises(BadSize, match="a block does not fit one request"):
+            scsi.read(Lun(0, 1), 0, 1)
+
+
 @pytest.mark.spec("SCSI-02", "SCSI-03")
 def test_commands_of_one_unit_keep_to_its_limit():
     model = ScsiHost(disks={(0, 0): ScsiDisk(), (0, 1): ScsiDisk()}, cmd_per_lun=3, queue_size=16)
@@ -577,6 +596,14 @@ def test_a_reader_that_never_comes_is_told_so(monkeypatch: pytest.MonkeyPatch):
             scsi.poll()
         found = scsi.events()
         assert [event.missed for event in found] == [True, False]
+
+
+def test_without_an_event_queue_there_are_no_events():
+    model = ScsiHost()
+    model.queue_sizes = (64, 0, 64)  # as some back ends have it, though 5.6.2 has the queue always
+    with driven(model) as (_, scsi):
+        assert scsi.read(HD, 0, 1) == bytes(512)
+        assert scsi.wait_for_event(timeout=None) is None and scsi.events() == []
 
 
 @pytest.mark.parametrize(
