@@ -383,3 +383,41 @@ def test_a_device_of_hardware_is_left_when_the_process_ends() -> None:
     told = [line for line in done.stderr.splitlines() if "unclosed" in line]
     assert len(told) == 1 and "unclosed <Device 0000:00:04.0 balloon, DRIVER_OK" in told[0], done.stderr
     assert done.returncode == 0
+
+
+KEPT_AT_EXIT = """
+import atexit, gc
+from uvirtio.scripted import Balloon, ScriptedDevice
+from uvirtio import opening
+from uvirtio.drivers.balloon import Balloon as Driver
+
+scripted = ScriptedDevice(Balloon())
+scripted.undivided = False  # as hardware is not
+
+@atexit.register
+def report():
+    scripted.assert_left()
+    print("left in order", scripted.model.actual_writes[-1])
+
+drivers = [Driver(opening.identify("0000:00:04.0", scripted, timeout=1.0))]
+drivers[0].inflate(30)
+
+@atexit.register
+def drop():
+    drivers.clear()
+    gc.collect()
+    print("kept", scripted.closed)
+"""
+
+
+def test_one_that_is_dropped_by_what_runs_at_exit_is_left_then() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT_AT_EXIT],
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["kept False", "left in order 0"], done
