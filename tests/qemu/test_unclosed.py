@@ -35,7 +35,14 @@ def qemus() -> set[str]:
             found |= set((task / "children").read_text().split())
         except OSError:
             pass
-    return {pid for pid in found if "qemu" in Path(f"/proc/{pid}/comm").read_text()}
+    return {pid for pid in found if "qemu" in _name_of(pid)}
+
+
+def _name_of(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:  # its thread has just waited for it
+        return ""
 
 
 def dropped(make: Callable[[], object]) -> list[str]:
@@ -182,6 +189,6 @@ def test_the_end_of_the_process_waits_for_nothing(end: str) -> None:
         timeout=60,
         check=True,
     )
-    assert time.monotonic() - float(done.stdout) < 2
+    assert time.monotonic() - float(done.stdout) < 4  # a wait for the thread would take 5 s or more
     told = "" if end == "device" else "ResourceWarning: unclosed <"
     assert len(done.stderr.splitlines()) == bool(told) and told in done.stderr

@@ -148,11 +148,11 @@ class ChildProcess:
         except ChildProcessError:
             pass  # a handler of this process's took it
         with self._lock:
+            self.exited = True  # first: once it was waited for, its PID may be another's
             try:
                 self._code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
             except ChildProcessError:
                 self._code = 0  # not known
-            self.exited = True
             while self._watchers:
                 fd = self._watchers[-1]
                 os.eventfd_write(fd, 1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Ending:
     """Has a device left when the process ends, or where it is dropped before; ``done`` once it is closed."""
 
-    __slots__ = ("_at_exit", "_backend", "_undivided", "_whole")
+    __slots__ = ("_at_exit", "_backend", "_dropped", "_undivided", "_whole")
 
     def __init__(self, device: Closable, backend: object, kept: Sequence[object], *, in_machine: bool) -> None:
         """Watch over a device.
@@ -37,8 +37,9 @@ class Ending:
         self._backend = backend
         self._undivided = bool(getattr(backend, "undivided", False))
         self._whole = self._undivided or not in_machine
+        self._dropped: list[Closable] = []
         # What a machine of several devices takes to be closed is the machine's, and so are its devices.
-        self._at_exit: Callable[[], None] = partial(_close, ref(device), *(kept if self._whole else ()))
+        self._at_exit = partial(_close, ref(device), self._dropped, *(kept if self._whole else ()))
         atexit.register(self._at_exit)
 
     def done(self) -> None:
@@ -61,14 +62,13 @@ class Ending:
         if self._undivided or (isinstance(self._backend, Ends) and self._backend.ended):
             device.close()
         elif self._whole:
-            self.done()
-            self._at_exit = device.close
-            atexit.register(self._at_exit)
+            # Not registered anew: what is registered by a function that runs at exit is never called.
+            self._dropped.append(device)
 
 
-def _close(device: Callable[[], Closable | None], *_: object) -> None:
-    """Close a device by its weak reference, if it is there; what else is given is only kept until then."""
-    there = device()
+def _close(device: Callable[[], Closable | None], dropped: list[Closable], *_: object) -> None:
+    """Close a device that was dropped, or one that is there; what else is given is only kept until then."""
+    there = dropped.pop() if dropped else device()
     if there is not None:
         there.close()
 

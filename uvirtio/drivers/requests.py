@@ -324,9 +324,8 @@ class BaseRequestQueues(Generic[Q, R]):
         """
         self.recover()
         with suppress(UvirtioError):  # the exception is what the caller learns
-            self._silent = (
-                True  # all rings ask again: a reap that was ended may not have asked for the next interrupt
-            )
+            # All rings ask again: a reap that was ended may not have asked for the next interrupt.
+            self._silent = True
             self._listen()
             self.collect()
 

@@ -33,8 +33,8 @@ def warn_unclosed(
             then no thread runs any more that could be waited for, and the kernel closes it.
         level: How many calls above this one it was dropped: 3 from ``__del__`` itself.
     """
-    text = f"{type(owner).__name__} {about}" if about else repr(owner)
     try:
+        text = f"{type(owner).__name__} {about}" if about else repr(owner)
         warn(f"unclosed {text}", ResourceWarning, stacklevel=level, source=owner)
     finally:
         if then is not None and not sys.is_finalizing():

@@ -206,6 +206,7 @@ class RingBooks(Books):
     def check(self, slots: Sequence[int]) -> None:
         """Check that all of ``slots`` exist, once each, and are idle; see ``Books``."""
         if slots and slots != self._back:
+            self._back = NOTHING  # first: the bytes of these would not fit what came last
             if self._comes_round(slots):
                 self._back_raw = b""  # what is expected of them is in the record: from a lap ago
             else:

@@ -50,7 +50,7 @@ def test_no_room_for_a_thread_or_a_process_is_a_limit(monkeypatch: pytest.Monkey
 
 def test_what_is_dropped_in_the_keeper_thread_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python collects garbage in whatever thread allocates: a device of this very program may be in it."""
-    inside, left = threading.Event(), list[object]()
+    inside, left, sent = threading.Event(), list[object](), list[object]()
     ring = os.eventfd(0)
     other = os.eventfd(0)
 
@@ -68,8 +68,11 @@ def test_what_is_dropped_in_the_keeper_thread_does_not_wait_for_it(monkeypatch: 
     child.watch(ring)
     monkeypatch.setattr(os, "waitstatus_to_exitcode", as_garbage)
     before = time.monotonic()
-    os.kill(child.pid, signal.SIGKILL)
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda *to: sent.append(to))
+    kill(child.pid, signal.SIGKILL)
     assert inside.wait(10) and child._ended.wait(10)
     assert left == [True] and child.exited and os.eventfd_read(other) == 1
+    assert not sent, "it was waited for, and its PID may be another's"
     assert time.monotonic() - before < 5
     os.close(other)
