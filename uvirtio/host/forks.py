@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """A with statement for ``os.fork``: this thread takes no signal in it, its child none at all; nor a warning.
+    """A with statement for ``os.fork``: no warning, no signal for this thread, and none ever for the child.
 
     What a signal handler raised in the child would run what the callers do then, a second time. In this process it
     is raised as the statement ends, when the child is known.
