@@ -182,7 +182,7 @@ INNOCENT = frozenset({
     "process.mount_namespace",
     "sysfs.read",
     "unescape",
-    "forks.unwarned",  # of module warnings
+    "forks.undisturbed",  # of modules warnings and signal
     "wake_lock.take",
     "wake_lock.drop",
     "query",  # ioctls: OSError, or OperationFailed

@@ -89,12 +89,13 @@ class ChildWriter:
             LimitReached: There can be no child: a limit of processes, of this user or its control group.
             NotSupported: This is a subinterpreter that may not fork.
         """
-        with limits.no_task_told(f"{path} cannot be written"), forks.unwarned():
-            child = os.fork()
-            if child == 0:
-                _write_and_exit(path, text)
-        handle = os.pidfd_open(child)
+        child, handle = 0, -1
         try:
+            with limits.no_task_told(f"{path} cannot be written"), forks.undisturbed():
+                child = os.fork()
+                if child == 0:
+                    _write_and_exit(path, text)
+            handle = os.pidfd_open(child)
             code = self._wait(child, handle, timeout)
             if code is None:
                 os.kill(child, signal.SIGKILL)
@@ -102,11 +103,14 @@ class ChildWriter:
                 raise _blocked(path, text, timeout)
         except BaseException as error:
             # A write that has begun should finish before anything is rolled back.
-            if not isinstance(error, Blocked) and self._wait(child, handle, timeout) is None:
-                raise _blocked(path, text, timeout) from error
+            if child and not isinstance(error, Blocked):
+                handle = os.pidfd_open(child) if handle < 0 else handle
+                if self._wait(child, handle, timeout) is None:
+                    raise _blocked(path, text, timeout) from error
             raise
         finally:
-            os.close(handle)
+            if handle >= 0:
+                os.close(handle)
         if code:
             raise OSError(code, os.strerror(code), str(path))
 

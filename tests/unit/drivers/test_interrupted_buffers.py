@@ -51,6 +51,29 @@ def test_a_card_has_its_buffers_back(count: int) -> None:
 
 
 @pytest.mark.fault(92)
+def test_a_frame_of_several_buffers_is_lost_as_a_whole() -> None:
+    """What comes next is no piece of it."""
+    for number in itertools.count(1):
+        model = Card()
+        with driven(model, build={"features": offer()}) as (_, _, net):
+            first, *after = frames_of(number, 6000, 6000, 100, 3000)
+            model.inject(first)
+            with ended_at_step(number, STEPS) as step:
+                try:
+                    net.receive(timeout=0)
+                except CtrlC:
+                    assert step.came
+            kept = list(map(bytes, net.receive(timeout=0)))
+            assert kept in ([], [first]), step.where
+            model.inject(*after)
+            assert list(map(bytes, net.receive(timeout=1))) == after, step.where
+            assert not net.dropped, step.where
+        if not step.came:
+            break
+    assert number > 10, "it came at none of the steps"
+
+
+@pytest.mark.fault(92)
 def test_an_input_device_has_its_buffers_back() -> None:
     for number in itertools.count(1):
         model = Input()

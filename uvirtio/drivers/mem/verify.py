@@ -113,16 +113,19 @@ def _clear(mapping: mmap, address: int) -> str:
 def _in_child(region: Region, numbers: Sequence[int], act: Pass, timeout: float) -> list[str]:
     """What is wrong with each block, if anything; fewer than ``numbers`` if an access ended the child."""
     try:
-        ours, theirs = os.pipe()
+        child, (ours, theirs) = 0, os.pipe()
         try:
-            with forks.unwarned():
+            with forks.undisturbed():
                 child = os.fork()
                 if child == 0:
                     os.close(ours)
                     _look(region, numbers, act, theirs)
-        except (OSError, RuntimeError):
+        except BaseException:
             os.close(ours)
             os.close(theirs)
+            if child:  # a signal handler's
+                os.kill(child, signal.SIGKILL)
+                _ending(child)
             raise
     except (OSError, RuntimeError) as error:
         lacking = limits.no_task(error, "plugged memory cannot be verified")

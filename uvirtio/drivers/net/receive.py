@@ -125,7 +125,7 @@ class Receiver:
         try:
             return self._wholes(self._queue.reap_slots())
         except BaseException:
-            self._queue.post_idle()
+            self._recover()
             raise
 
     def take_frames(self) -> list[bytes]:
@@ -139,8 +139,17 @@ class Receiver:
         try:
             return self._in_a_hurry(self._queue.reap_slots())
         except BaseException:
-            self._queue.post_idle()
+            self._recover()
             raise
+
+    def _recover(self) -> None:
+        """Give all buffers back after an exception of a signal handler's; what was in them is lost.
+
+        So is a frame of which pieces were: devices show those of one frame together, so that the next buffer
+        begins another one.
+        """
+        self._pieces, self._missing = [], 0
+        self._queue.post_idle()
 
     def _in_a_hurry(self, back: array[int]) -> list[bytes]:
         if len(back) < _FEW or self._missing:
