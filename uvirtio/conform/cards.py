@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import socket
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from uvirtio.conform.exchange import net_header
@@ -21,6 +19,7 @@ from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Unfit, Violated
 from uvirtio.device import Device
 from uvirtio.errors import UvirtioError
+from uvirtio.host.sockets import make_place, remove_place
 from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.scripted import Net, ScriptedCore
 from uvirtio.spec import features as f
@@ -397,16 +396,19 @@ def _redirector(guest: GuestMachine) -> Iterator[socket.socket]:
     if not network:
         raise Unfit("the card is in no network")
     name = "uvirtio-conform-wire"
-    with tempfile.TemporaryDirectory(prefix="uvirtio-wire-") as folder, socket.socket(socket.AF_UNIX) as connected:
-        path = str(Path(folder) / "socket")
-        where = {"addr": {"type": "unix", "data": {"path": path}}, "server": True, "wait": False}
-        guest.qmp("chardev-add", id=name, backend={"type": "socket", "data": where})
-        try:
-            about = {"qom-type": "filter-redirector", "netdev": network, "queue": "tx", "indev": name}
-            guest.qmp("object-add", id=name, **about)
-            connected.connect(path)
-            yield connected
-        finally:
-            for gone in ("object-del", "chardev-remove"):
-                with suppress(UvirtioError):  # the machine may have ended, which the next step of the test sees
-                    guest.qmp(gone, id=name)
+    path = make_place("uvirtio-wire-")
+    try:
+        with socket.socket(socket.AF_UNIX) as connected:
+            where = {"addr": {"type": "unix", "data": {"path": str(path)}}, "server": True, "wait": False}
+            guest.qmp("chardev-add", id=name, backend={"type": "socket", "data": where})
+            try:
+                about = {"qom-type": "filter-redirector", "netdev": network, "queue": "tx", "indev": name}
+                guest.qmp("object-add", id=name, **about)
+                connected.connect(str(path))
+                yield connected
+            finally:
+                for gone in ("object-del", "chardev-remove"):
+                    with suppress(UvirtioError):  # the machine may have ended, which the next step sees
+                        guest.qmp(gone, id=name)
+    finally:
+        remove_place(path)

@@ -11,13 +11,13 @@ import contextlib
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from uvirtio.backends.child import ChildProcess
 from uvirtio.errors import EnvironmentLack, UvirtioError
+from uvirtio.host.sockets import make_place, remove_place
 
 FD: Final = "{fd}"
 """Stands in a command for the number of a listening socket that the process inherits."""
@@ -46,7 +46,7 @@ class SpawnedDaemon:
             timeout: Seconds to wait for the start.
 
         Raises:
-            EnvironmentLack: There is no such program.
+            EnvironmentLack: There is no such program, or no place for its socket.
             OperationFailed: It cannot be started.
         """
         program = shutil.which(command[0])
@@ -54,7 +54,7 @@ class SpawnedDaemon:
             raise missing(command[0])
         self.program = program
         """The path of the program that was started."""
-        self._directory: Path | None = None
+        self._socket: Path | None = None
         self._place: int | None = None  # the listening socket's, whose name is gone (O_PATH)
         self.path = ""
         """What to connect to."""
@@ -69,8 +69,8 @@ class SpawnedDaemon:
                     stack.callback(theirs.close)
                     fds, number = [theirs.fileno()], str(theirs.fileno())
                 else:
-                    self._directory = Path(tempfile.mkdtemp(prefix="uvirtio-vhost-user-"))
-                    self.path = str(self._directory / "socket")
+                    self._socket = make_place("uvirtio-vhost-user-")
+                    self.path = str(self._socket)
                 if any(FD in word for word in command):
                     # It takes connections from here on, before the process has started.
                     listening = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -121,13 +121,9 @@ class SpawnedDaemon:
             self._place = None
 
     def _unlink(self) -> None:
-        if self._directory is None:
-            return
-        with contextlib.suppress(OSError):
-            (self._directory / "socket").unlink()
-        with contextlib.suppress(OSError):
-            self._directory.rmdir()
-        self._directory = None
+        if self._socket is not None:
+            remove_place(self._socket)
+            self._socket = None
 
 
 def missing(program: str, install: str = "") -> UvirtioError:
