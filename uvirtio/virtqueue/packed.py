@@ -560,8 +560,8 @@ class PackedQueue(VirtqueueBase):
             about="used-idx",
         )
 
-    def took(self, count: int, hint: int) -> int:
-        """Count ``count`` slots as reaped; with EVENT_IDX request the next interrupt.
+    def took(self, hint: int) -> int:
+        """With EVENT_IDX request the next interrupt, after slots that are counted as reaped.
 
         Returns:
             With EVENT_IDX: the number of slots that were used meanwhile, as ``used_slots``; else 0.
@@ -569,8 +569,6 @@ class PackedQueue(VirtqueueBase):
         Raises:
             RingCorruption: A slot is marked as used while none is in flight.
         """
-        self.slots_reaped += count
-        self.reaped += count
         if not (self._event_idx and self._interrupts):
             return 0
         self._ask()

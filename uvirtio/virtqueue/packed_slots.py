@@ -223,7 +223,7 @@ class PackedSlots(RingBooks):
             if ring._event_idx and ring._interrupts and came:
                 # Request the next interrupt, and check again: usually nothing was added. At the end of the ring,
                 # too: what seemed used behind it may be a batch that is being marked backwards.
-                count = ring.took(0, self._hint)
+                count = ring.took(self._hint)
             else:
                 count = count - came if at + came == size else 0
             if not count:

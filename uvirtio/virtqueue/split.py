@@ -508,8 +508,8 @@ class SplitQueue(SplitLayout):
                 self._order()  # the index before the elements that it announces
         return count
 
-    def took(self, count: int) -> int:
-        """Count ``count`` chains as reaped; with EVENT_IDX request the next interrupt.
+    def took(self) -> int:
+        """With EVENT_IDX request the next interrupt, after chains that are counted as reaped.
 
         Returns:
             With EVENT_IDX: the number of chains that were used meanwhile, as ``announced``; else 0.
@@ -517,7 +517,6 @@ class SplitQueue(SplitLayout):
         Raises:
             RingCorruption: used.idx announces more than are in flight.
         """
-        self.reaped += count
         if not (self._event_idx and self._interrupts):
             return 0
         self._avail[self._used_event] = self.reaped & 0xFFFF

@@ -229,7 +229,7 @@ class SplitSlots(RingBooks):
                 if before:
                     found = before + found
                 # Request the next interrupt, and check again: usually nothing was added.
-                count = ring.took(0)
+                count = ring.took()
                 if not count:
                     return found
                 before = found
