@@ -15,6 +15,7 @@ import pytest
 
 import uvirtio
 from tests.qemu.machines import needs
+from tests.support.children import qemus
 from uvirtio.backends.qemu.qmp import connect
 from uvirtio.device import Device
 from uvirtio.errors import (
@@ -40,17 +41,6 @@ SOCKETS = {"pc": 0, "q35": 2, "virt": 1, "riscv64": 1, "loongarch64": 1}
 def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
     with Machine(request.param, ["virtio-balloon-pci"], root_ports=SOCKETS[request.param], timeout=20) as made:
         yield made
-
-
-def children() -> set[str]:
-    """The QEMUs that this process has started and that live."""
-    found = set()
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            found |= set((task / "children").read_text().split())
-        except OSError:
-            pass
-    return {pid for pid in found if "qemu" in Path(f"/proc/{pid}/comm").read_text()}
 
 
 # --- opening --------------------------------------------------------------------------------------------------
@@ -83,7 +73,7 @@ def test_a_device_of_a_machine_is_opened_by_number_and_by_function(name: str) ->
 
 
 def test_arguments_that_cannot_be_are_refused_before_qemu_is_started() -> None:
-    before = children()
+    before = qemus()
     for timeout in (0, -1, 1e9, 1e18, math.inf, math.nan):
         with pytest.raises(UsageError, match="timeout cannot be"):
             Machine(devices=["virtio-rng-pci"], timeout=timeout)
@@ -91,7 +81,7 @@ def test_arguments_that_cannot_be_are_refused_before_qemu_is_started() -> None:
         with pytest.raises(UsageError, match=f"{name} is a list") as caught:
             Machine(**{name: "virtio-rng-pci"})  # type: ignore[arg-type]
         assert caught.value.expected == f"{name}=['virtio-rng-pci']"
-    assert children() == before
+    assert qemus() == before
 
 
 def test_a_wait_for_events_that_never_ends_is_refused() -> None:
@@ -106,7 +96,7 @@ def test_a_wait_for_events_that_never_ends_is_refused() -> None:
 
 def test_open_takes_a_function_and_starts_no_second_qemu() -> None:
     with Machine(devices=["virtio-rng-pci", "virtio-balloon-pci"]) as machine:
-        before = children()
+        before = qemus()
         assert str(machine.pid) in before
         with uvirtio.open(machine.functions[1]) as device, uvirtio.Balloon(device) as balloon:
             balloon.inflate(256)
@@ -115,7 +105,7 @@ def test_open_takes_a_function_and_starts_no_second_qemu() -> None:
             with pytest.raises(BadAddress, match="already running") as caught:
                 uvirtio.open(function.address)
             assert "machine.open(0)" in str(caught.value.remedy)
-        assert children() == before
+        assert qemus() == before
 
 
 def test_a_function_has_one_device_at_a_time() -> None:

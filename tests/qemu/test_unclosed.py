@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import uvirtio
+from tests.support.children import qemus
+from tests.support.descriptors import descriptors
 from uvirtio import opening
 from uvirtio.qemu import Machine
 
@@ -23,39 +25,17 @@ def a_machine_ends_with_its_test() -> None:
     """Nothing: the one of this folder has all devices and machines, so that none is dropped."""
 
 
-def descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def qemus() -> set[str]:
-    """The QEMUs that this process has started and that live."""
-    found = set()
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            found |= set((task / "children").read_text().split())
-        except OSError:
-            pass
-    return {pid for pid in found if "qemu" in _name_of(pid)}
-
-
-def _name_of(pid: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text()
-    except OSError:  # its thread has just waited for it
-        return ""
-
-
 def dropped(make: Callable[[], object]) -> list[str]:
     """What is said where what ``make`` returns is dropped; then its QEMU has ended, and nothing is left open."""
     gc.collect()
-    before, running = descriptors(), qemus()
+    before, running = len(descriptors()), qemus()
     made: object | None = make()
     assert len(qemus()) == len(running) + 1
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         made = None
         gc.collect()
-    assert made is None and qemus() == running and descriptors() <= before
+    assert made is None and qemus() == running and len(descriptors()) <= before
     assert {one.category for one in said} == {ResourceWarning}
     return sorted(re.sub(r"(process |@)\d+", r"\1N", str(one.message)) for one in said)
 
@@ -162,14 +142,14 @@ def test_a_device_that_the_machine_does_not_know_leaves_it_as_it_is() -> None:
 
 def test_a_device_whose_machine_was_closed_is_closed() -> None:
     gc.collect()
-    before = descriptors()
+    before = len(descriptors())
     with Machine(devices=["virtio-rng-pci"], timeout=20) as machine:
         rng = uvirtio.Rng(machine.open(0))
         rng.read(1)
     with pytest.warns(ResourceWarning, match=r"^unclosed <Device "):
         del machine, rng
         gc.collect()
-    assert descriptors() <= before
+    assert len(descriptors()) <= before
 
 
 ENDS = {

@@ -8,7 +8,6 @@ import os
 import pkgutil
 import re
 import socket
-import subprocess
 import sys
 import warnings
 import weakref
@@ -22,6 +21,8 @@ import pytest
 import uvirtio
 from tests.fakes.played_vhost_user import PlayedBackEnd
 from tests.fakes.uevents import SentEvents
+from tests.support.descriptors import descriptors
+from tests.support.programs import CHECKOUT, run_program
 from uvirtio import opening
 from uvirtio.backends import vfio
 from uvirtio.backends.devmem import DevmemWindow
@@ -40,8 +41,6 @@ from uvirtio.memory.eventfd import EventFd
 from uvirtio.memory.unclosed import warn_unclosed
 from uvirtio.scripted import Balloon, Rng, ScriptedDevice
 from uvirtio.trace import Recorder
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 OF_ANOTHER = {
     "uvirtio.backends.owned_blocks.OwnedBlocks": "a space is its back end's, which frees it",
@@ -264,10 +263,6 @@ def test_what_was_never_opened_says_nothing(kind: type) -> None:
 # --- devices -----------------------------------------------------------------------------------------------------
 
 
-def descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 def dropped(make: Callable[[], uvirtio.Device]) -> list[str]:
     """What is said when a device is dropped, and that it is gone then."""
     device = make()
@@ -283,7 +278,7 @@ def dropped(make: Callable[[], uvirtio.Device]) -> list[str]:
 
 def test_a_scripted_device_is_left_in_order() -> None:
     scripted = ScriptedDevice(Balloon())
-    before = descriptors()
+    before = len(descriptors())
 
     def made() -> uvirtio.Device:
         device = opening.identify("0000:00:04.0", scripted)
@@ -293,7 +288,7 @@ def test_a_scripted_device_is_left_in_order() -> None:
     assert dropped(made) == ["unclosed <Device 0000:00:04.0 balloon, DRIVER_OK, split, msix-per-queue>"]
     scripted.assert_left()
     assert scripted.model.actual_writes[-1] == 0  # type: ignore[attr-defined]
-    assert descriptors() <= before
+    assert len(descriptors()) <= before
 
 
 def test_it_is_left_where_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +346,7 @@ def test_a_record_of_a_dropped_device_is_whole(tmp_path: Path) -> None:
 
 def test_a_vhost_user_device_hangs_up(tmp_path: Path) -> None:
     back_end = PlayedBackEnd(tmp_path / "s")
-    before = descriptors()
+    before = len(descriptors())
 
     def made() -> uvirtio.Device:
         device = uvirtio.open(f"vhost-user:rng:{tmp_path / 's'}")
@@ -364,7 +359,7 @@ def test_a_vhost_user_device_hangs_up(tmp_path: Path) -> None:
         ]
     finally:
         back_end.close()
-    assert descriptors() <= before + 1
+    assert len(descriptors()) <= before + 1
 
 
 KEPT = """
@@ -399,15 +394,7 @@ os.wait()
 
 
 def test_a_device_of_hardware_is_left_when_the_process_ends() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KEPT],
-        cwd=CHECKOUT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program(KEPT)
     lines = done.stdout.splitlines()
     assert lines[0] == "kept False 300" and lines[-1] == "left in order 0", done
     told = [line for line in done.stderr.splitlines() if "unclosed" in line]
@@ -441,13 +428,5 @@ def drop():
 
 
 def test_one_that_is_dropped_by_what_runs_at_exit_is_left_then() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KEPT_AT_EXIT],
-        cwd=CHECKOUT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program(KEPT_AT_EXIT)
     assert done.stdout.splitlines() == ["kept False", "left in order 0"], done

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.support.programs import run_program
 from uvirtio import opening
 from uvirtio.device import Device, QueueSpec, storm
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
@@ -1143,16 +1141,7 @@ driver.inflate(300)
     ("end", "code"), [("", 0), ("sys.exit(7)", 7), ("raise KeyboardInterrupt", -signal.SIGINT), ("1 / 0", 1)]
 )
 def test_the_end_of_the_interpreter_leaves_in_order(end: str, code: int):
-    root = Path(__file__).resolve().parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", EXIT.format(end=end)],
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program(EXIT.format(end=end))
     assert done.stdout == "left in order 0 close\n", done.stderr
     assert done.returncode == code
 

@@ -265,6 +265,28 @@ SUBMITS = {
 }
 
 
+def use(disk: Any, how: str, submit: Callable[..., Any], call: Callable[..., Any], sent: list[Any]) -> None:
+    """Have a disk read; ``sent`` has the requests that were submitted by then."""
+    if how == "call":
+        call(disk)
+    else:
+        sent += [submit(disk, 0)]
+        sent += [submit(disk, 1)]
+        disk.wait(sent) if how == "wait" else disk.poll()
+
+
+def works_on(disk: Any, call: Callable[..., Any], sent: list[Any], where: str) -> None:
+    """What was submitted gets its result, and all slots are there."""
+    for one in sent:
+        assert one.result(), where
+    disk.wait()
+    assert call(disk), where
+    assert disk.in_flight == 0
+    (requestq,) = disk._requests._free
+    assert sorted(map(id, requestq.free)) == sorted(map(id, requestq.slots)), where
+    assert not getattr(disk._requests, "_of_lun", {}), where
+
+
 @pytest.mark.fault(92)
 @pytest.mark.parametrize("how", ["wait", "poll", "call"])
 @pytest.mark.parametrize("kind", SUBMITS)
@@ -277,26 +299,14 @@ def test_no_slot_and_no_request_is_lost_wherever_it_is_interrupted(kind: str, ho
     if kind == "blk":
         functions += CALLS
     with opening.identify(found.address, found, timeout=2) as device, driver(device, depth=4) as disk:
-        (requestq,) = disk._requests._free
         for line in itertools.count(1):
             sent: list[Any] = []
             with ended_at(line, functions) as came:
                 try:
-                    if how == "call":
-                        call(disk)
-                    else:
-                        sent += [submit(disk, 0)]
-                        sent += [submit(disk, 1)]
-                        disk.wait(sent) if how == "wait" else disk.poll()
+                    use(disk, how, submit, call, sent)
                 except CtrlC:
                     assert came()
-            for one in sent:
-                assert one.result()
-            disk.wait()
-            assert call(disk), "it works on"
-            assert disk.in_flight == 0
-            assert sorted(map(id, requestq.free)) == sorted(map(id, requestq.slots)), f"after line {line}"
-            assert not getattr(disk._requests, "_of_lun", {}), f"after line {line}"
+            works_on(disk, call, sent, f"after line {line}")
             if not came():
                 break
         assert line > 20, "it came at none of the lines"
@@ -314,26 +324,14 @@ def test_nor_at_any_step_of_the_rings_below(ring: Any, kind: str, how: str) -> N
     found = ScriptedDevice(model(), features=model().features | word)
     steps = within("/uvirtio/virtqueue/", "/uvirtio/device/queue.py", "/uvirtio/drivers/")
     with opening.identify(found.address, found, timeout=2, ring=ring) as device, driver(device, depth=4) as disk:
-        (requestq,) = disk._requests._free
         for number in itertools.count(1):
             sent: list[Any] = []
             with ended_at_step(number, steps) as step:
                 try:
-                    if how == "call":
-                        call(disk)
-                    else:
-                        sent += [submit(disk, 0)]
-                        sent += [submit(disk, 1)]
-                        disk.wait(sent) if how == "wait" else disk.poll()
+                    use(disk, how, submit, call, sent)
                 except CtrlC:
                     assert step.came
-            for one in sent:
-                assert one.result(), step.where
-            disk.wait()
-            assert call(disk), step.where
-            assert disk.in_flight == 0
-            assert sorted(map(id, requestq.free)) == sorted(map(id, requestq.slots)), step.where
-            assert not getattr(disk._requests, "_of_lun", {}), step.where
+            works_on(disk, call, sent, step.where)
             if not step.came:
                 break
         assert number > 20, "it came at none of the steps"

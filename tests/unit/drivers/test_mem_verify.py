@@ -7,20 +7,15 @@ import mmap
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.support.children import children
 from tests.unit.drivers.test_mem_region import ADDR, BLOCK, SIZE, at, region
 from uvirtio.drivers.mem import verify
 from uvirtio.errors import InUse, LimitReached, NotPlugged, NotSupported, OperationFailed, PermissionLack
 from uvirtio.memory.window import FileWindow
 from uvirtio.scripted.mem import JUNK
-
-
-def children() -> list[str]:
-    """The children of this process that still are."""
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 class Odd(FileWindow):

@@ -7,27 +7,18 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.children import children
 from tests.support.descriptors import descriptors
 from tests.support.steps import CtrlC
 from tests.unit.drivers.test_mem_region import at, region
 from uvirtio.drivers.mem import verify
 from uvirtio.host import writer
 from uvirtio.host.writer import ChildWriter
-
-
-def children() -> set[str]:
-    """The children of this process that were not waited for; other tests may have some."""
-    found = set[str]()
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # a thread that has just ended
-            found |= {*(task / "children").read_text().split()}
-    return found
 
 
 @pytest.fixture(autouse=True)
